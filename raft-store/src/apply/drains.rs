@@ -1,0 +1,193 @@
+//! Drains: emptying a node step by step, with the guards that replicated facts allow. Pure.
+
+use serde_json::json;
+
+use super::command::Change;
+use super::reject::{RejectCode, Rejection};
+use super::{Applied, Context};
+use crate::model::{ClusterId, Drain, DrainStep, Name, NodeId, Phase, Severity, State};
+
+impl Context<'_> {
+    pub(super) fn drain(
+        &mut self,
+        name: &Name,
+        stop: bool,
+        timeout_ms: u64,
+        force: bool,
+    ) -> Applied {
+        let id = self.node_id(name)?;
+        let node = &self.state.nodes[&id];
+        if let Some(running) = &node.drain
+            && (running.stop || !stop)
+        {
+            return Ok(Change::Drain {
+                epoch: running.epoch,
+            });
+        }
+        if !force {
+            drain_guard(self.state, id, stop, &|_| true)?;
+        }
+        let first = DrainStep::Cordon;
+        let drain = Drain {
+            epoch: self.index,
+            stop,
+            timeout_ms,
+            step: first,
+            message: None,
+            since: self.at,
+        };
+        if let Some(node) = self.state.nodes.get_mut(&id) {
+            node.drain = Some(drain);
+        }
+        let cluster = self.state.nodes[&id]
+            .assignment
+            .as_ref()
+            .and_then(|a| a.cluster);
+        self.emit("system.instance.drain_initiated", Severity::Medium, Some(id), cluster, json!({
+            "instance": name, "timeout_s": timeout_ms / 1000, "stop": stop, "initiator": self.by, "force": force,
+        }));
+        Ok(Change::Drain { epoch: self.index })
+    }
+
+    pub(super) fn report_drain(
+        &mut self,
+        id: NodeId,
+        epoch: u64,
+        step: DrainStep,
+        done: bool,
+        message: Option<&str>,
+    ) -> Applied {
+        let holds_vip = self.state.vips.values().any(|v| v.holder == Some(id));
+        let Some(node) = self.state.nodes.get_mut(&id) else {
+            return Ok(Change::Nothing);
+        };
+        let (name, cluster) = (
+            node.name.clone(),
+            node.assignment.as_ref().and_then(|a| a.cluster),
+        );
+        let Some(drain) = node
+            .drain
+            .as_mut()
+            .filter(|d| d.epoch == epoch && d.step == step)
+        else {
+            return Ok(Change::Nothing);
+        };
+        drain.message = message.map(str::to_owned);
+        if !done || (step == DrainStep::MoveVip && holds_vip) {
+            return Ok(Change::Nothing);
+        }
+        drain.step = step.next(drain.stop);
+        if drain.step == DrainStep::Done && step != DrainStep::Done {
+            let (stop, ms) = (drain.stop, self.at.0.saturating_sub(drain.since.0));
+            self.emit(
+                "system.instance.drained",
+                Severity::Medium,
+                Some(id),
+                cluster,
+                json!({
+                    "instance": name, "stopped": stop, "ms": ms, "message": message,
+                }),
+            );
+        }
+        Ok(Change::Nothing)
+    }
+
+    pub(super) fn undrain(&mut self, name: &Name) -> Applied {
+        let id = self.node_id(name)?;
+        let Some(node) = self.state.nodes.get_mut(&id) else {
+            return Ok(Change::Nothing);
+        };
+        if node.drain.take().is_none() {
+            return Ok(Change::Nothing);
+        }
+        let cluster = node.assignment.as_ref().and_then(|a| a.cluster);
+        self.emit(
+            "system.instance.undrained",
+            Severity::Low,
+            Some(id),
+            cluster,
+            json!({
+                "instance": name, "initiator": self.by,
+            }),
+        );
+        Ok(Change::Nothing)
+    }
+}
+
+/// Tells whether a drain would break its cluster: no holder left for the VIP, or etcd without quorum.
+///
+/// `live` adds what only the leader sees; replicated facts alone are judged with `|_| true`.
+///
+/// # Errors
+/// When the drain must be refused unless it is forced.
+pub fn drain_guard(
+    state: &State,
+    id: NodeId,
+    stop: bool,
+    live: &dyn Fn(NodeId) -> bool,
+) -> Result<(), Rejection> {
+    let Some(node) = state.nodes.get(&id) else {
+        return Ok(());
+    };
+    let Some(cluster) = node.assignment.as_ref().and_then(|a| a.cluster) else {
+        return Ok(());
+    };
+    if node.server_in(cluster).is_none() {
+        return Ok(());
+    }
+    let what = format!("node {} was not drained", node.name);
+    let force = format!("skein drain {} --force", node.name);
+    let vip = state
+        .vips
+        .values()
+        .find(|v| v.cluster == cluster && v.holder == Some(id));
+    if let Some(vip) = vip {
+        let candidate =
+            |n: &&crate::model::Node| n.id != id && live(n.id) && state.candidacy(vip, n).is_ok();
+        if !state.nodes.values().any(|n| candidate(&n)) {
+            let why = format!(
+                "it holds VIP {} and no other server can take it: the API would be gone",
+                vip.name
+            );
+            return Err(Rejection::new(
+                RejectCode::Guarded,
+                what,
+                why,
+                format!("add a server, or accept the outage: {force}"),
+            ));
+        }
+    }
+    if stop {
+        let (running, needed) = quorum_after(state, cluster, id, live);
+        if running < needed {
+            let why = format!("etcd needs {needed} running server(s) and would have {running}");
+            return Err(Rejection::new(
+                RejectCode::Guarded,
+                what,
+                why,
+                format!("drain without --stop, or accept the outage: {force} --stop"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Counts etcd's running members without `gone`, and how many it needs.
+fn quorum_after(
+    state: &State,
+    cluster: ClusterId,
+    gone: NodeId,
+    live: &dyn Fn(NodeId) -> bool,
+) -> (usize, usize) {
+    let in_etcd: Vec<_> = state
+        .servers(cluster)
+        .into_iter()
+        .filter(|(_, a)| matches!(a.phase, Phase::Bootstrapped | Phase::Ready | Phase::Stopped))
+        .collect();
+    let stops = |n: &crate::model::Node| n.drain.as_ref().is_some_and(|d| d.stop);
+    let running = in_etcd
+        .iter()
+        .filter(|(n, a)| n.id != gone && a.phase != Phase::Stopped && !stops(n) && live(n.id))
+        .count();
+    (running, in_etcd.len() / 2 + 1)
+}

@@ -1,0 +1,365 @@
+//! Reports of daemons about their role: from an assignment to a working member, and back. Pure.
+
+use ipnet::IpNet;
+use serde_json::json;
+
+use super::command::{Change, ReportPhase};
+use super::reject::{RejectCode, Rejection};
+use super::{Applied, Context};
+use crate::model::{
+    Assignment, ClusterId, ClusterStatus, Generation, MoveReason, NodeId, Phase, Role, Severity,
+    overlap,
+};
+
+impl Context<'_> {
+    pub(super) fn report_phase(&mut self, r: &ReportPhase) -> Applied {
+        let Some(before) = self.current(r.node, r.order) else {
+            return Ok(Change::Nothing);
+        };
+        if before.leaving {
+            if r.phase == Phase::Stopped {
+                self.finish_leaving(r.node, &before);
+            }
+            return Ok(Change::Nothing);
+        }
+        let Some(cluster) = before.cluster else {
+            return Ok(Change::Nothing);
+        };
+        // A member that once worked stays one: restarts of k3s are seen, not replicated.
+        let going_back = before.phase == Phase::Ready
+            && matches!(
+                r.phase,
+                Phase::Assigned | Phase::Installing | Phase::Bootstrapped | Phase::JoinRequested
+            );
+        let phase = if going_back { Phase::Ready } else { r.phase };
+        let entered = phase != before.phase;
+        if entered {
+            self.enter_phase(r, &before, cluster)?;
+        }
+        let upgraded =
+            phase == Phase::Ready && !entered && r.version.is_some() && r.version != before.version;
+        let at = self.at;
+        if let Some(a) = self
+            .state
+            .nodes
+            .get_mut(&r.node)
+            .and_then(|n| n.assignment.as_mut())
+        {
+            a.phase = phase;
+            a.message.clone_from(&r.message);
+            if r.version.is_some() {
+                a.version.clone_from(&r.version);
+            }
+            if entered {
+                a.since = at;
+            }
+        }
+        if upgraded {
+            self.emit_ready(r, before.role, cluster);
+        }
+        Ok(Change::Nothing)
+    }
+
+    fn current(&self, node: NodeId, order: u64) -> Option<Assignment> {
+        let a = self.state.nodes.get(&node)?.assignment.as_ref()?;
+        (a.order == order).then(|| a.clone())
+    }
+
+    fn enter_phase(
+        &mut self,
+        r: &ReportPhase,
+        before: &Assignment,
+        cluster: ClusterId,
+    ) -> Result<(), Rejection> {
+        let name = self.state.name_of(r.node);
+        let is_founder = self
+            .state
+            .clusters
+            .get(&cluster)
+            .is_some_and(|c| c.bootstrap == Some(r.node));
+        let founding = is_founder && before.role == Role::K3sServer;
+        match r.phase {
+            Phase::Assigned | Phase::Stopped => {}
+            Phase::Installing => {
+                self.emit(
+                    "system.k3s.runtime.installing",
+                    Severity::Low,
+                    Some(r.node),
+                    Some(cluster),
+                    json!({
+                        "instance": name, "role": before.role.module(), "version": r.version,
+                    }),
+                );
+                if founding {
+                    self.start_founding(r, cluster);
+                }
+            }
+            Phase::Bootstrapped => self.bootstrapped(r, cluster, founding)?,
+            Phase::JoinRequested => {
+                self.emit("system.k3s.handshake.join_request", Severity::Low, Some(r.node), Some(cluster), json!({
+                    "instance": name, "requested": self.state.clusters.get(&cluster).map(|c| &c.name),
+                    "role": before.role.module(),
+                }));
+                if self
+                    .state
+                    .clusters
+                    .get(&cluster)
+                    .is_some_and(|c| c.status == ClusterStatus::Active)
+                {
+                    self.emit_token_issued(r.node, cluster);
+                }
+            }
+            Phase::Ready => {
+                self.emit_ready(r, before.role, cluster);
+                if before.role == Role::K3sServer {
+                    self.activate(cluster);
+                }
+            }
+            Phase::Failed => {
+                self.emit(
+                    "system.k3s.runtime.failed",
+                    Severity::High,
+                    Some(r.node),
+                    Some(cluster),
+                    json!({
+                        "instance": name, "role": before.role.module(), "reason": r.message,
+                    }),
+                );
+                if let Some(c) = self.state.clusters.get_mut(&cluster)
+                    && founding
+                    && c.status != ClusterStatus::Active
+                {
+                    c.status = ClusterStatus::Error;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start_founding(&mut self, r: &ReportPhase, cluster: ClusterId) {
+        if let Some(c) = self.state.clusters.get_mut(&cluster)
+            && c.status != ClusterStatus::Active
+        {
+            c.status = ClusterStatus::Bootstrapping;
+            if c.endpoint.is_none() {
+                c.endpoint.clone_from(&r.endpoint);
+            }
+        }
+    }
+
+    /// Records the secrets, gives the VIP its first holder and sets the endpoint, all at once.
+    fn bootstrapped(
+        &mut self,
+        r: &ReportPhase,
+        cluster: ClusterId,
+        founding: bool,
+    ) -> Result<(), Rejection> {
+        let name = self.state.name_of(r.node);
+        let refuse = |why: &str| {
+            Rejection::new(
+                RejectCode::Conflict,
+                format!("the bootstrap by {name} was refused"),
+                why,
+                "skein cluster ls",
+            )
+        };
+        let Some(c) = self.state.clusters.get_mut(&cluster) else {
+            return Err(refuse("the cluster is gone"));
+        };
+        if !founding {
+            return Err(refuse("another server founds this cluster"));
+        }
+        let (Some(secrets), Some(endpoint)) =
+            (&r.secrets, r.endpoint.as_ref().or(c.endpoint.as_ref()))
+        else {
+            return Err(refuse(
+                "kubeconfig, tokens or endpoint are missing from the report",
+            ));
+        };
+        let endpoint = endpoint.clone();
+        c.secrets = Some(secrets.clone());
+        c.endpoint = Some(endpoint.clone());
+        c.version.clone_from(&r.version);
+        if c.status != ClusterStatus::Active {
+            c.status = ClusterStatus::Bootstrapping;
+        }
+        let (vip, cni, cluster_name) = (c.vip, c.cni.clone(), c.name.clone());
+        self.emit(
+            "system.k3s.handshake.bootstrap",
+            Severity::Low,
+            Some(r.node),
+            Some(cluster),
+            json!({
+                "instance": name, "version": r.version,
+            }),
+        );
+        if self
+            .state
+            .vips
+            .get(&vip)
+            .is_some_and(|v| v.holder.is_none())
+        {
+            self.give_vip(vip, r.node, MoveReason::Initial);
+            let v = &self.state.vips[&vip];
+            let payload = json!({
+                "vip": v.address.v6, "vip_v4": v.address.v4, "name": v.name,
+                "purpose": "k3s_api_endpoint", "cluster": cluster_name, "holder": name,
+            });
+            self.emit(
+                "system.sdwan.virtual_ip.allocated",
+                Severity::Low,
+                Some(r.node),
+                Some(cluster),
+                payload,
+            );
+        }
+        self.emit(
+            "system.k3s.cluster.bootstrapped",
+            Severity::Low,
+            Some(r.node),
+            Some(cluster),
+            json!({
+                "cluster": cluster_name, "api_endpoint": endpoint, "cni": cni,
+            }),
+        );
+        Ok(())
+    }
+
+    fn activate(&mut self, cluster: ClusterId) {
+        let Some(c) = self.state.clusters.get_mut(&cluster) else {
+            return;
+        };
+        if c.status == ClusterStatus::Active || c.secrets.is_none() {
+            return;
+        }
+        c.status = ClusterStatus::Active;
+        let asked = |a: &Assignment| a.phase == Phase::JoinRequested;
+        let waiting: Vec<NodeId> = self
+            .state
+            .nodes
+            .values()
+            .filter(|n| n.member_of(cluster).is_some_and(asked))
+            .map(|n| n.id)
+            .collect();
+        for node in waiting {
+            self.emit_token_issued(node, cluster);
+        }
+    }
+
+    fn emit_ready(&mut self, r: &ReportPhase, role: Role, cluster: ClusterId) {
+        let name = self.state.name_of(r.node);
+        self.emit(
+            "system.k3s.handshake.ready",
+            Severity::Low,
+            Some(r.node),
+            Some(cluster),
+            json!({
+                "instance": name, "role": role.display(), "version": r.version,
+            }),
+        );
+    }
+
+    fn emit_token_issued(&mut self, node: NodeId, cluster: ClusterId) {
+        let name = self.state.name_of(node);
+        let of = self.state.clusters.get(&cluster).map(|c| c.name.clone());
+        self.emit(
+            "system.k3s.handshake.join_token_issued",
+            Severity::Low,
+            Some(node),
+            Some(cluster),
+            json!({
+                "instance": name, "cluster": of,
+            }),
+        );
+    }
+
+    fn finish_leaving(&mut self, node: NodeId, a: &Assignment) {
+        let name = self.state.name_of(node);
+        self.emit(
+            "system.k3s.runtime.stopped",
+            Severity::Low,
+            Some(node),
+            a.cluster,
+            json!({
+                "instance": name, "role": a.role.module(),
+            }),
+        );
+        if let Some(n) = self.state.nodes.get_mut(&node) {
+            n.assignment = None;
+        }
+        if let Some(cluster) = a.cluster {
+            self.settle_cluster(cluster);
+        }
+    }
+
+    pub(super) fn report_pods(
+        &mut self,
+        node: NodeId,
+        expect: Generation,
+        cidrs: &[IpNet],
+    ) -> Applied {
+        let name = self.state.name_of(node);
+        let refuse = |code, why: String| {
+            Err(Rejection::new(
+                code,
+                format!("the pod ranges of {name} were not taken"),
+                why,
+                format!("skein node show {name}"),
+            ))
+        };
+        let Some(a) = self
+            .state
+            .nodes
+            .get(&node)
+            .and_then(|n| n.assignment.as_ref())
+        else {
+            return Ok(Change::Nothing);
+        };
+        let Some(cluster) = a.cluster.and_then(|c| self.state.clusters.get(&c)) else {
+            return Ok(Change::Nothing);
+        };
+        if a.pods.generation != expect {
+            return refuse(
+                RejectCode::Stale,
+                format!("generation is {}, not {expect}", a.pods.generation),
+            );
+        }
+        if let Some(bad) = cidrs
+            .iter()
+            .find(|r| !cluster.pods.iter().any(|p| p.contains(*r)))
+        {
+            return refuse(
+                RejectCode::Invalid,
+                format!("{bad} is outside the cluster's pod ranges"),
+            );
+        }
+        let clash = self
+            .state
+            .nodes
+            .values()
+            .filter(|n| n.id != node)
+            .find(|n| {
+                let theirs = n.assignment.iter().flat_map(|a| &a.pods.cidrs);
+                theirs
+                    .into_iter()
+                    .any(|t| cidrs.iter().any(|r| overlap(t, r)))
+            });
+        if let Some(other) = clash {
+            return refuse(
+                RejectCode::Conflict,
+                format!("node {} has them", other.name),
+            );
+        }
+        if let Some(a) = self
+            .state
+            .nodes
+            .get_mut(&node)
+            .and_then(|n| n.assignment.as_mut())
+            && a.pods.cidrs != cidrs
+        {
+            a.pods.cidrs = cidrs.to_vec();
+            a.pods.generation = a.pods.generation.next();
+        }
+        Ok(Change::Nothing)
+    }
+}

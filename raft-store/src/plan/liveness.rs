@@ -1,0 +1,129 @@
+//! Who was heard of lately: the leader's memory of reports. Never replicated. Pure.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Generation, NodeId, VipId};
+
+/// Without a report for this long, a node counts as lost.
+pub const WINDOW: Duration = Duration::from_millis(500);
+
+/// What a node tells the leader each 100 ms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Who reports.
+    pub node: NodeId,
+    /// The log index that it has applied.
+    pub applied: u64,
+    /// Whether the API server on it answers `/readyz`; absent on nodes without one.
+    pub api_ready: Option<bool>,
+    /// What the API server lacks, in words.
+    pub api_detail: Option<String>,
+    /// VIPs whose address it has on its device.
+    pub vips: Vec<PreparedVip>,
+    /// What the daemon waits for, in words, most important first.
+    pub waiting_for: Vec<String>,
+    /// The daemon's version.
+    pub version: String,
+}
+
+/// A VIP that a node could answer for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreparedVip {
+    /// Which one.
+    pub vip: VipId,
+    /// The generation at which its address was put on the device.
+    pub generation: Generation,
+}
+
+/// How a node stands, as far as this leader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Not heard yet, and not listened for long enough to say more.
+    Unknown,
+    /// Heard within the window.
+    Live,
+    /// Not heard for longer than the window.
+    Lost,
+}
+
+/// The newest report of a node, and when it came.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// When it came.
+    pub at: Instant,
+    /// Since when its API server has been unready without a break.
+    pub unready_since: Option<Instant>,
+    /// Since when it has been heard without a gap.
+    pub live_since: Instant,
+    /// What it said.
+    pub report: Report,
+}
+
+/// All that a leader has heard since it began to listen.
+#[derive(Clone, Debug)]
+pub struct Liveness {
+    since: Instant,
+    seen: BTreeMap<NodeId, Seen>,
+}
+
+impl Liveness {
+    /// Begins to listen at `now`, knowing nothing.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in a report.
+    pub fn report(&mut self, report: Report, now: Instant) {
+        let before = self.seen.get(&report.node);
+        let unready = report.api_ready == Some(false);
+        let unready_since = unready.then(|| before.and_then(|s| s.unready_since).unwrap_or(now));
+        let unbroken = before.filter(|s| now.saturating_duration_since(s.at) < WINDOW);
+        let live_since = unbroken.map_or(now, |s| s.live_since);
+        self.seen.insert(
+            report.node,
+            Seen {
+                at: now,
+                unready_since,
+                live_since,
+                report,
+            },
+        );
+    }
+
+    /// Returns a node's newest report.
+    pub fn seen(&self, node: NodeId) -> Option<&Seen> {
+        self.seen.get(&node)
+    }
+
+    /// Returns how long a node has been silent; absent while listening has not lasted a window.
+    pub fn silent_for(&self, node: NodeId, now: Instant) -> Option<Duration> {
+        match self.seen.get(&node) {
+            Some(seen) => Some(now.saturating_duration_since(seen.at)),
+            None => {
+                let listened = now.saturating_duration_since(self.since);
+                (listened >= WINDOW).then_some(listened)
+            }
+        }
+    }
+
+    /// Judges a node.
+    pub fn health(&self, node: NodeId, now: Instant) -> Health {
+        match self.silent_for(node, now) {
+            None => Health::Unknown,
+            Some(silence) if silence < WINDOW => Health::Live,
+            Some(_) => Health::Lost,
+        }
+    }
+
+    /// Returns when the next node will count as lost if nothing is heard: the time to plan again.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.seen.values().map(|s| s.at + WINDOW).min()
+    }
+}

@@ -1,0 +1,63 @@
+//! The leader's decisions: given state and what is seen, what to propose next. Pure.
+//!
+//! Level-triggered: each call looks at everything anew, and once its commands are applied the next call
+//! has nothing left to say.
+
+mod liveness;
+mod vip;
+mod voters;
+
+pub use liveness::{Health, Liveness, PreparedVip, Report, Seen, WINDOW};
+pub use vip::{Candidate, best_candidate, candidates};
+pub use voters::{Membership, MembershipChange, plan_membership, voters_wanted};
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::apply::Command;
+use crate::model::{NodeId, Severity, State};
+
+/// After this long without a report, operators are told.
+const SILENT: Duration = Duration::from_secs(180);
+
+const SILENT_KIND: &str = "system.instance_silent";
+const HEARD_KIND: &str = "system.instance_recovered";
+
+/// Returns the commands that the leader should propose now.
+pub fn plan(state: &State, seen: &Liveness, now: Instant) -> Vec<Command> {
+    let vips = state
+        .vips
+        .values()
+        .filter_map(|v| vip::plan_vip(state, v, seen, now));
+    let notes = state
+        .nodes
+        .keys()
+        .filter_map(|id| note_silence(state, *id, seen, now));
+    vips.chain(notes).collect()
+}
+
+/// Records that a node fell silent, or was heard again, once per change.
+fn note_silence(state: &State, id: NodeId, seen: &Liveness, now: Instant) -> Option<Command> {
+    let name = &state.nodes.get(&id)?.name;
+    let last =
+        state.events.after(0).rev().find(|e| {
+            e.node.as_ref() == Some(name) && (e.kind == SILENT_KIND || e.kind == HEARD_KIND)
+        });
+    let told = last.is_some_and(|e| e.kind == SILENT_KIND);
+    let (kind, severity) = match seen.silent_for(id, now) {
+        Some(age) if age >= SILENT && !told => (SILENT_KIND, Severity::High),
+        Some(age) if age < WINDOW && told => (HEARD_KIND, Severity::Low),
+        _ => return None,
+    };
+    Some(Command::Note {
+        kind: kind.into(),
+        severity,
+        node: Some(id),
+        cluster: None,
+        payload: json!({ "instance": name }),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! Who votes: 1, 3 or 5 nodes, replaced only when a replacement is ready. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::liveness::{Health, Liveness};
+use crate::model::{Node, NodeId, Role, State, TicketRole};
+
+/// A learner further behind than this is not promoted.
+const LAG_MAX: u64 = 100;
+/// A voter that is silent for this long is replaced, if there is a replacement.
+const GONE: Duration = Duration::from_secs(30);
+/// Once the target size was reached, a learner must have been heard for this long to be promoted.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// Raft's membership as the leader sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// The leader itself.
+    pub me: Option<NodeId>,
+    /// Who votes.
+    pub voters: BTreeSet<NodeId>,
+    /// Who only listens.
+    pub learners: BTreeSet<NodeId>,
+    /// The leader's last log index.
+    pub last_log: u64,
+    /// How far each follower's log matches.
+    pub matched: BTreeMap<NodeId, u64>,
+}
+
+/// One change of membership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MembershipChange {
+    /// Start to replicate to a node that was admitted.
+    AddLearner(NodeId, Uuid),
+    /// Stop replicating to a learner that was removed.
+    Remove(NodeId),
+    /// Let exactly these vote.
+    SetVoters(BTreeSet<NodeId>),
+    /// Give up leadership, because this node was removed.
+    Transfer(NodeId),
+}
+
+/// Returns how many voters a fleet of `nodes` should have: `min(limit, largest odd number <= nodes)`.
+pub fn voters_wanted(nodes: usize, limit: u8) -> usize {
+    let odd = if nodes.is_multiple_of(2) {
+        nodes.saturating_sub(1)
+    } else {
+        nodes
+    };
+    odd.clamp(1, usize::from(limit.max(1)))
+}
+
+/// Decides the next change of Raft's membership, if any is due.
+pub fn plan_membership(
+    state: &State,
+    raft: &Membership,
+    seen: &Liveness,
+    now: Instant,
+) -> Option<MembershipChange> {
+    let fleet = state.fleet.as_ref()?;
+    let missing = state
+        .nodes
+        .values()
+        .find(|n| !raft.voters.contains(&n.id) && !raft.learners.contains(&n.id));
+    if let Some(node) = missing {
+        return Some(MembershipChange::AddLearner(node.id, node.uuid));
+    }
+    if let Some(gone) = raft
+        .learners
+        .iter()
+        .find(|id| !state.nodes.contains_key(id))
+    {
+        return Some(MembershipChange::Remove(*gone));
+    }
+    let wanted = voters_wanted(state.nodes.len(), fleet.voters);
+    let set = choose(state, raft, seen, now, wanted);
+    if set == raft.voters || set.is_empty() {
+        return None;
+    }
+    match raft.me {
+        // A leader that leaves hands over first, so that nobody waits for an election.
+        Some(me) if !set.contains(&me) => set
+            .iter()
+            .find(|id| raft.voters.contains(id) && seen.health(**id, now) == Health::Live)
+            .map(|id| MembershipChange::Transfer(*id))
+            .or(Some(MembershipChange::SetVoters(set))),
+        _ => Some(MembershipChange::SetVoters(set)),
+    }
+}
+
+/// Chooses the voters: those that vote and still should, then the best learners, always an odd number.
+fn choose(
+    state: &State,
+    raft: &Membership,
+    seen: &Liveness,
+    now: Instant,
+    wanted: usize,
+) -> BTreeSet<NodeId> {
+    let grown = raft.voters.len() >= wanted;
+    let gone = |id: &NodeId| seen.silent_for(*id, now).is_some_and(|age| age >= GONE);
+    let members = || {
+        raft.voters
+            .iter()
+            .filter(|id| state.nodes.contains_key(id))
+            .copied()
+    };
+    let (lost, kept): (Vec<NodeId>, Vec<NodeId>) = members().partition(gone);
+    let mut fresh: Vec<&Node> = raft
+        .learners
+        .iter()
+        .filter_map(|id| state.nodes.get(id))
+        .filter(|n| ready(raft, seen, now, n.id, grown))
+        .collect();
+    fresh.sort_by_key(|n| preference(n));
+    let mut kept_sorted: Vec<&Node> = kept.iter().filter_map(|id| state.nodes.get(id)).collect();
+    // Where the fleet shrinks, the leader stays, then those that are preferred.
+    kept_sorted.sort_by_key(|n| (Some(n.id) != raft.me, preference(n)));
+    let mut set: Vec<NodeId> = kept_sorted
+        .into_iter()
+        .chain(fresh)
+        .map(|n| n.id)
+        .take(wanted)
+        .collect();
+    // A silent voter keeps its seat until somebody can take it: shrinking would lower what is tolerated.
+    for id in lost {
+        if set.len() < wanted {
+            set.push(id);
+        }
+    }
+    if set.len().is_multiple_of(2) {
+        set.pop();
+    }
+    set.into_iter().collect()
+}
+
+fn preference(n: &Node) -> (bool, bool, NodeId) {
+    let server = n
+        .assignment
+        .as_ref()
+        .is_some_and(|a| a.role == Role::K3sServer);
+    (n.ticket_role != TicketRole::Voter, !server, n.id)
+}
+
+fn ready(raft: &Membership, seen: &Liveness, now: Instant, id: NodeId, grown: bool) -> bool {
+    let behind = raft
+        .matched
+        .get(&id)
+        .map(|m| raft.last_log.saturating_sub(*m));
+    let caught_up = behind.is_some_and(|b| b < LAG_MAX);
+    let settled = seen
+        .seen(id)
+        .is_some_and(|s| !grown || now.saturating_duration_since(s.live_since) >= SETTLED);
+    caught_up && settled && seen.health(id, now) == Health::Live
+}
