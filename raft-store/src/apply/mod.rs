@@ -1,6 +1,7 @@
 //! The one function that changes replicated state: total, deterministic, without clock, randomness or I/O. Pure.
 
 mod clusters;
+pub mod codec;
 mod command;
 mod drains;
 mod networks;
