@@ -6,8 +6,12 @@
 //! | [`apply`] | the one function that changes state | yes |
 //! | [`plan`] | what the leader should propose next | yes |
 //! | [`seal`] | sealing of secrets | yes |
+//! | [`disk`] | durable log on sled, snapshot files | no |
+//! | [`raft`] | openraft adaptors and the [`raft::Store`] handle | no |
 
 pub mod apply;
+pub mod disk;
 pub mod model;
 pub mod plan;
+pub mod raft;
 pub mod seal;

@@ -61,6 +61,20 @@ pub fn apply(state: &mut State, index: u64, proposal: &Proposal) -> Outcome {
     outcome
 }
 
+/// Applies an encoded proposal and encodes what came of it; bytes that are no proposal are refused.
+pub fn apply_bytes(state: &mut State, index: u64, bytes: &[u8]) -> Vec<u8> {
+    let outcome = match codec::decode_proposal(bytes) {
+        Ok(proposal) => apply(state, index, &proposal),
+        Err(e) => {
+            let next = "upgrade all nodes to one version of skein";
+            let what = "the command was not carried out";
+            let rejection = Rejection::new(RejectCode::Invalid, what, e.to_string(), next);
+            Outcome::Rejected { rejection }
+        }
+    };
+    codec::encode_outcome(&outcome)
+}
+
 fn remember(state: &mut State, index: u64, proposal: &Proposal, outcome: &Outcome) {
     if state.requests.len() >= REMEMBERED {
         let oldest = state

@@ -1,0 +1,75 @@
+//! The durable log: a port for batches that are on disk before they are acknowledged, and its sled form.
+
+mod record;
+mod sled;
+mod snapshots;
+
+pub use self::sled::{Durability, FdatasyncFile, OpenError, SledDisk, SledOptions};
+pub use record::{Record, RecordError};
+pub use snapshots::{SnapshotError, Snapshots};
+
+use std::collections::BTreeMap;
+
+/// One change of the log store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Puts a log entry.
+    Append {
+        /// Its index.
+        index: u64,
+        /// Its record, opaque here.
+        bytes: Vec<u8>,
+    },
+    /// Removes all entries from this index on.
+    TruncateFrom(u64),
+    /// Removes all entries up to and including this index.
+    PurgeTo(u64),
+    /// Puts a named value (vote, committed, purged).
+    Meta(MetaKey, Vec<u8>),
+}
+
+/// The named values beside the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MetaKey {
+    /// Raft's vote.
+    Vote,
+    /// The last log id known as committed.
+    Committed,
+    /// The last log id that was purged.
+    Purged,
+}
+
+impl MetaKey {
+    const ALL: [Self; 3] = [Self::Vote, Self::Committed, Self::Purged];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Vote => "vote",
+            Self::Committed => "committed",
+            Self::Purged => "purged",
+        }
+    }
+}
+
+/// What a store holds when it is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Log entries by index, without gaps.
+    pub log: BTreeMap<u64, Vec<u8>>,
+    /// Named values.
+    pub meta: BTreeMap<MetaKey, Vec<u8>>,
+}
+
+/// Called once a batch is durable, or has failed.
+pub type Done = Box<dyn FnOnce(Result<(), DiskError>) + Send>;
+
+/// A durable log. Batches become durable in the order in which they were handed over.
+pub trait Disk: Send + Sync + 'static {
+    /// Hands a batch over; `done` is called after it is durable, never before.
+    fn commit(&self, batch: Vec<Write>, done: Done);
+}
+
+/// The disk failed. Nothing of the batch was acknowledged, and nothing after it will be.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the store's disk failed: {0}; free space or mend the disk, then start the daemon again")]
+pub struct DiskError(pub String);

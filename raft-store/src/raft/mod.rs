@@ -1,0 +1,21 @@
+//! openraft on the durable disk: adaptors, and the [`Store`] through which the daemon uses them.
+
+mod inbound;
+mod log;
+mod machine;
+mod net;
+mod rt;
+mod scope;
+mod store;
+mod types;
+mod wire;
+
+pub use log::LogStore;
+pub use machine::{Published, StateMachine};
+pub use net::{Frame, Transport, TransportError, kind};
+pub use rt::NodeRt;
+pub use scope::Scope;
+pub use store::{
+    Profile, ProposeError, RaftStatus, ReadError, Store, StoreConfig, StoreError,
+};
+pub use types::{Member, TypeConfig};
