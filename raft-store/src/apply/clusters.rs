@@ -8,8 +8,8 @@ use super::command::{Change, CreateCluster, list, repeated};
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
-    Assignment, Cluster, ClusterId, ClusterStatus, Fleet, Generation, Name, NetworkId, NodeId,
-    Phase, PodRanges, Role, Severity, Vip, VipId, overlap,
+    Assignment, Cluster, ClusterId, ClusterStatus, Generation, Name, NetworkId, NodeId, Phase,
+    PodRanges, Role, Severity, Vip, VipId, fleet::subnet, overlap,
 };
 
 /// Pods of the first cluster take 10.42.0.0/16 and services 10.43.0.0/16, as K3s' defaults do.
@@ -121,9 +121,9 @@ impl Context<'_> {
             .fleet
             .as_ref()
             .expect("founded before any cluster");
-        let (pods, services) = self
-            .free_ranges(fleet)
-            .ok_or_else(|| exhausted("no pod range is left"))?;
+        let (pods, services) =
+            free_ranges(self.state.clusters.values(), fleet.ipv4_pool, fleet.ula)
+                .ok_or_else(|| exhausted("no pod range is left"))?;
         let (id, vip) = (ClusterId(self.index), VipId(self.index));
         let vip_name = format!("{name}-api")
             .parse()
@@ -164,34 +164,6 @@ impl Context<'_> {
         Ok(id)
     }
 
-    /// Finds the first pair of ranges that meets no cluster's and no overlay's.
-    fn free_ranges(&self, fleet: &Fleet) -> Option<(Vec<IpNet>, Vec<IpNet>)> {
-        let v4 = |b: u8| {
-            Ipv4Net::new(Ipv4Addr::new(10, b, 0, 0), 16)
-                .ok()
-                .map(IpNet::V4)
-        };
-        let pool = IpNet::V4(fleet.ipv4_pool);
-        let clusters = || self.state.clusters.values();
-        let taken = |r: &IpNet| {
-            overlap(r, &pool)
-                || clusters()
-                    .flat_map(|c| c.pods.iter().chain(&c.services))
-                    .any(|t| overlap(t, r))
-        };
-        (0..80u8).find_map(|k| {
-            let (pods, services) = (v4(FIRST_PODS + 2 * k)?, v4(FIRST_PODS + 1 + 2 * k)?);
-            if taken(&pods) || taken(&services) {
-                return None;
-            }
-            let pods6 = fleet.subnet(FIRST_PODS_V6 + 0x100 * u16::from(k)).network();
-            let services6 = fleet.subnet(FIRST_SERVICES_V6 + u16::from(k)).network();
-            let pods6 = IpNet::V6(Ipv6Net::new(pods6, 56).ok()?);
-            let services6 = IpNet::V6(Ipv6Net::new(services6, 112).ok()?);
-            Some((vec![pods, pods6], vec![services, services6]))
-        })
-    }
-
     pub(super) fn assign_role(
         &mut self,
         node: &Name,
@@ -230,7 +202,7 @@ impl Context<'_> {
             return Err(Rejection::new(RejectCode::Invalid, what, why, next));
         };
         if let Some(known) = self.state.cluster_named(name) {
-            return Ok(Some(known.id));
+            return self.joinable(node, known, what).map(Some);
         }
         let network = self.cluster_network(None, node)?;
         self.check_assignable(node, network, Some(id))?;
@@ -256,38 +228,59 @@ impl Context<'_> {
                     format!("clusters are: {known}"),
                 )
             })?),
-            None if self.state.clusters.len() > 1 => {
-                let candidates: Vec<_> = self
-                    .state
-                    .clusters
-                    .values()
-                    .map(|c| c.name.clone())
-                    .collect();
-                self.emit(
-                    "system.k3s.handshake.join_target_ambiguous",
-                    Severity::High,
-                    Some(id),
-                    None,
-                    json!({
-                        "instance": node, "candidates": candidates,
-                    }),
-                );
-                let why = format!("there are several clusters ({known}) and none was named");
-                let next = format!("skein node assign {node} k3s-agent --cluster NAME");
-                return Err(Rejection::new(RejectCode::Ambiguous, what, why, next));
+            None => {
+                let only = self.only_target(node, id)?;
+                only.and_then(|c| self.state.clusters.get(&c))
             }
-            None => self.state.clusters.values().next(),
         };
-        if let Some(c) = found.filter(|c| c.status == ClusterStatus::Error) {
-            let why = format!("cluster {} is in error", c.name);
+        found.map(|c| self.joinable(node, c, what)).transpose()
+    }
+
+    /// Returns the only cluster that is not broken, or else a broken one, so that its refusal tells why.
+    fn only_target(&mut self, node: &Name, id: NodeId) -> Result<Option<ClusterId>, Rejection> {
+        let sound = |c: &&Cluster| c.status != ClusterStatus::Error;
+        let candidates: Vec<Name> = self
+            .state
+            .clusters
+            .values()
+            .filter(sound)
+            .map(|c| c.name.clone())
+            .collect();
+        if candidates.len() > 1 {
+            self.emit(
+                "system.k3s.handshake.join_target_ambiguous",
+                Severity::High,
+                Some(id),
+                None,
+                json!({
+                    "instance": node, "candidates": candidates,
+                }),
+            );
+            let known = list(&candidates);
+            return Err(Rejection::new(
+                RejectCode::Ambiguous,
+                format!("{node} was not made a k3s-agent"),
+                format!("there are several clusters ({known}) and none was named"),
+                format!("skein node assign {node} k3s-agent --cluster NAME"),
+            ));
+        }
+        let clusters = || self.state.clusters.values();
+        let only = clusters().find(sound).or_else(|| clusters().next());
+        Ok(only.map(|c| c.id))
+    }
+
+    /// Refuses new members to a broken cluster; those that are in it already stay.
+    fn joinable(&self, node: &Name, c: &Cluster, what: String) -> Result<ClusterId, Rejection> {
+        let member = self.state.node_named(node).and_then(|n| n.member_of(c.id));
+        if c.status == ClusterStatus::Error && member.is_none() {
             return Err(Rejection::new(
                 RejectCode::Conflict,
                 what,
-                why,
+                format!("cluster {} is in error", c.name),
                 format!("skein cluster show {}", c.name),
             ));
         }
-        Ok(found.map(|c| c.id))
+        Ok(c.id)
     }
 
     /// Checks that a node is in the network and has no part in a cluster yet.
@@ -373,6 +366,7 @@ impl Context<'_> {
         );
         if let Some(c) = cluster.and_then(|c| self.state.clusters.get_mut(&c))
             && role == Role::K3sServer
+            && c.secrets.is_none()
         {
             c.bootstrap.get_or_insert(id);
         }
@@ -381,7 +375,7 @@ impl Context<'_> {
     }
 
     /// Gives agents that wait for a first cluster the only one there is.
-    fn adopt_waiting(&mut self) {
+    pub(super) fn adopt_waiting(&mut self) {
         let mut clusters = self.state.clusters.values();
         let (Some(only), None) = (clusters.next(), clusters.next()) else {
             return;
@@ -392,7 +386,7 @@ impl Context<'_> {
             if let Some(a) = node
                 .assignment
                 .as_mut()
-                .filter(|a| a.cluster.is_none() && in_network)
+                .filter(|a| a.cluster.is_none() && !a.leaving && in_network)
             {
                 a.cluster = Some(cluster);
             }
@@ -446,4 +440,33 @@ impl Context<'_> {
         }
         Ok(Change::Nothing)
     }
+}
+
+/// Finds the first pair of pod and service ranges that meets no cluster's and no overlay's.
+pub(super) fn free_ranges<'a>(
+    clusters: impl Iterator<Item = &'a Cluster> + Clone,
+    pool: Ipv4Net,
+    ula: Ipv6Net,
+) -> Option<(Vec<IpNet>, Vec<IpNet>)> {
+    let v4 = |b: u8| {
+        let net = Ipv4Net::new(Ipv4Addr::new(10, b, 0, 0), 16);
+        net.ok().map(IpNet::V4)
+    };
+    let taken = |r: &IpNet| {
+        let mut theirs = clusters
+            .clone()
+            .flat_map(|c| c.pods.iter().chain(&c.services));
+        overlap(r, &IpNet::V4(pool)) || theirs.any(|t| overlap(t, r))
+    };
+    (0..80u8).find_map(|k| {
+        let (pods, services) = (v4(FIRST_PODS + 2 * k)?, v4(FIRST_PODS + 1 + 2 * k)?);
+        if taken(&pods) || taken(&services) {
+            return None;
+        }
+        let pods6 = subnet(ula, FIRST_PODS_V6 + 0x100 * u16::from(k)).network();
+        let services6 = subnet(ula, FIRST_SERVICES_V6 + u16::from(k)).network();
+        let pods6 = IpNet::V6(Ipv6Net::new(pods6, 56).ok()?);
+        let services6 = IpNet::V6(Ipv6Net::new(services6, 112).ok()?);
+        Some((vec![pods, pods6], vec![services, services6]))
+    })
 }

@@ -5,7 +5,9 @@ use serde_json::json;
 use super::command::Change;
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
-use crate::model::{ClusterId, Drain, DrainStep, Name, NodeId, Phase, Severity, State};
+use crate::model::{
+    ClusterId, Drain, DrainStep, MoveReason, Name, NextHolder, NodeId, Phase, Severity, State,
+};
 
 impl Context<'_> {
     pub(super) fn drain(
@@ -31,6 +33,7 @@ impl Context<'_> {
         let drain = Drain {
             epoch: self.index,
             stop,
+            force,
             timeout_ms,
             step: first,
             message: None,
@@ -57,7 +60,7 @@ impl Context<'_> {
         done: bool,
         message: Option<&str>,
     ) -> Applied {
-        let holds_vip = self.state.vips.values().any(|v| v.holder == Some(id));
+        let must_move = self.must_move_vip(id);
         let Some(node) = self.state.nodes.get_mut(&id) else {
             return Ok(Change::Nothing);
         };
@@ -73,7 +76,7 @@ impl Context<'_> {
             return Ok(Change::Nothing);
         };
         drain.message = message.map(str::to_owned);
-        if !done || (step == DrainStep::MoveVip && holds_vip) {
+        if !done || (step == DrainStep::MoveVip && must_move) {
             return Ok(Change::Nothing);
         }
         drain.step = step.next(drain.stop);
@@ -92,6 +95,22 @@ impl Context<'_> {
         Ok(Change::Nothing)
     }
 
+    /// Tells whether a drained node holds a VIP that it must still get rid of.
+    ///
+    /// A drain that was forced gives up on it when nobody can take it, or when its time is over.
+    fn must_move_vip(&self, id: NodeId) -> bool {
+        let Some(drain) = self.state.nodes.get(&id).and_then(|n| n.drain.as_ref()) else {
+            return false;
+        };
+        let overdue = self.at >= drain.since.plus(drain.timeout_ms);
+        let mut held = self.state.vips.values().filter(|v| v.holder == Some(id));
+        held.any(|v| {
+            let mut nodes = self.state.nodes.values();
+            let taker = nodes.any(|n| n.id != id && self.state.candidacy(v, n).is_ok());
+            !drain.force || (taker && !overdue)
+        })
+    }
+
     pub(super) fn undrain(&mut self, name: &Name) -> Applied {
         let id = self.node_id(name)?;
         let Some(node) = self.state.nodes.get_mut(&id) else {
@@ -101,6 +120,13 @@ impl Context<'_> {
             return Ok(Change::Nothing);
         }
         let cluster = node.assignment.as_ref().and_then(|a| a.cluster);
+        // What it holds still, it keeps; what it has given away does not come back.
+        for vip in self.state.vips.values_mut() {
+            let keep = |n: &NextHolder| n.reason != MoveReason::Drain;
+            if vip.holder == Some(id) {
+                vip.next = vip.next.filter(keep);
+            }
+        }
         self.emit(
             "system.instance.undrained",
             Severity::Low,
@@ -182,12 +208,13 @@ fn quorum_after(
     let in_etcd: Vec<_> = state
         .servers(cluster)
         .into_iter()
-        .filter(|(_, a)| matches!(a.phase, Phase::Bootstrapped | Phase::Ready | Phase::Stopped))
+        .filter(|(_, a)| a.phase >= Phase::Bootstrapped && a.phase != Phase::JoinRequested)
         .collect();
     let stops = |n: &crate::model::Node| n.drain.as_ref().is_some_and(|d| d.stop);
     let running = in_etcd
         .iter()
-        .filter(|(n, a)| n.id != gone && a.phase != Phase::Stopped && !stops(n) && live(n.id))
+        .filter(|(_, a)| matches!(a.phase, Phase::Bootstrapped | Phase::Ready))
+        .filter(|(n, _)| n.id != gone && !stops(n) && live(n.id))
         .count();
     (running, in_etcd.len() / 2 + 1)
 }

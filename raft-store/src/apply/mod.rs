@@ -176,6 +176,14 @@ impl Context<'_> {
                 cluster,
                 payload,
             } => {
+                if nesting(payload) > NESTING_MAX {
+                    return Err(Rejection::new(
+                        RejectCode::Invalid,
+                        format!("event {kind} was not recorded"),
+                        format!("its payload is nested more than {NESTING_MAX} deep"),
+                        "report this as a bug",
+                    ));
+                }
                 self.emit(kind, *severity, *node, *cluster, payload.clone());
                 Ok(Change::Nothing)
             }
@@ -208,6 +216,18 @@ impl Context<'_> {
             payload,
         });
     }
+}
+
+/// Event payloads nest no deeper, so that a state that holds them can always be read back.
+const NESTING_MAX: usize = 32;
+
+fn nesting(value: &Value) -> usize {
+    let inner = match value {
+        Value::Array(items) => items.iter().map(nesting).max(),
+        Value::Object(fields) => fields.values().map(nesting).max(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return 0,
+    };
+    1 + inner.unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -212,7 +212,17 @@ impl Context<'_> {
                 "network": self.state.networks[&network].name, "address": address,
             }),
         );
+        self.adopt_waiting();
         Ok(Change::Nothing)
+    }
+
+    pub(super) fn device_key_taken(&self, key: &PublicKey) -> bool {
+        let mut devices = self
+            .state
+            .networks
+            .values()
+            .flat_map(|n| n.devices.values());
+        devices.any(|d| d.key == *key)
     }
 
     pub(super) fn add_device(&mut self, network: &Name, name: &Name, key: &PublicKey) -> Applied {
@@ -227,13 +237,8 @@ impl Context<'_> {
             let next = format!("skein peer rm {name} --network {network}");
             return Err(Rejection::new(RejectCode::Exists, what, why, next));
         }
-        let key_taken = self.state.nodes.values().any(|n| n.wireguard == *key)
-            || self
-                .state
-                .networks
-                .values()
-                .any(|n| n.devices.values().any(|d| d.key == *key));
-        if key_taken {
+        let node_has_it = self.state.nodes.values().any(|n| n.wireguard == *key);
+        if node_has_it || self.device_key_taken(key) {
             let why = "its key is in use by another member";
             return Err(Rejection::new(
                 RejectCode::Exists,

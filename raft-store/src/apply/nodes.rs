@@ -6,7 +6,7 @@ use super::command::{Change, list};
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
-    Assignment, ClusterId, ClusterStatus, Name, NodeId, Phase, PodRanges, Retired, Severity,
+    Assignment, ClusterId, ClusterStatus, Name, NodeId, Phase, Retired, Role, Severity,
 };
 
 impl Context<'_> {
@@ -42,13 +42,16 @@ impl Context<'_> {
             );
             return Err(Rejection::new(RejectCode::Guarded, what, why, next));
         }
-        self.retire(name, "removed")?;
+        let old = self.retire(name, "removed")?;
+        if let Some(cluster) = old.and_then(|a| a.cluster) {
+            self.settle_cluster(cluster);
+        }
         Ok(Change::Nothing)
     }
 
     /// Takes a node out of state; its identity stays refused, its Kubernetes node becomes a ghost.
     ///
-    /// A node that replaces it later under its name starts with a fresh copy of its role.
+    /// Returns the role it had. The caller settles that cluster, once it has given the role away.
     pub(super) fn retire(
         &mut self,
         name: &Name,
@@ -76,55 +79,107 @@ impl Context<'_> {
         for vip in self.state.vips.values_mut() {
             vip.next = vip.next.filter(|n| n.node != id);
         }
-        let Some(old) = node.assignment else {
-            return Ok(None);
-        };
-        if let Some(cluster) = old.cluster.and_then(|c| self.state.clusters.get_mut(&c)) {
-            let known_to_kubernetes =
-                cluster.secrets.is_some() && old.phase >= Phase::JoinRequested;
-            if known_to_kubernetes && !cluster.ghosts.contains(name) {
-                cluster.ghosts.push(name.clone());
-            }
-            let cluster = cluster.id;
-            self.settle_cluster(cluster);
+        if let Some(old) = &node.assignment {
+            self.leave_ghost(name, old);
         }
-        Ok(Some(Assignment {
-            order: self.index,
-            phase: Phase::Assigned,
-            message: None,
-            version: None,
-            since: self.at,
-            pods: PodRanges::default(),
-            leaving: false,
-            ..old
-        }))
+        Ok(node.assignment)
     }
 
-    /// Mends a cluster that lost a member: another founder, or no cluster at all.
+    /// Remembers that Kubernetes still has a node of this name, and etcd perhaps a member.
+    pub(super) fn leave_ghost(&mut self, name: &Name, old: &Assignment) {
+        let Some(cluster) = old.cluster.and_then(|c| self.state.clusters.get_mut(&c)) else {
+            return;
+        };
+        let joined = matches!(
+            old.phase,
+            Phase::Bootstrapped
+                | Phase::JoinRequested
+                | Phase::Ready
+                | Phase::Failed
+                | Phase::Stopped
+        );
+        if cluster.secrets.is_some() && joined && !cluster.ghosts.contains(name) {
+            cluster.ghosts.push(name.clone());
+        }
+    }
+
+    /// Mends a cluster that lost a member: another founder, a new beginning, or no cluster at all.
     pub(super) fn settle_cluster(&mut self, id: ClusterId) {
-        let members = |c: &Self| {
-            c.state
+        let entries = || {
+            let all = self
+                .state
                 .nodes
                 .values()
-                .any(|n| n.assignment.as_ref().is_some_and(|a| a.cluster == Some(id)))
+                .filter_map(|n| n.assignment.as_ref());
+            all.filter(|a| a.cluster == Some(id))
         };
-        if !members(self) {
+        if entries().next().is_none() {
             self.delete_cluster(id);
             return;
         }
-        let first = self.state.servers(id).first().map(|(n, _)| n.id);
-        let Some(cluster) = self.state.clusters.get_mut(&id) else {
+        let Some(cluster) = self.state.clusters.get(&id) else {
             return;
         };
-        let founder_left = cluster.bootstrap.is_none_or(|b| {
-            self.state
-                .nodes
-                .get(&b)
-                .is_none_or(|n| n.server_in(id).is_none())
-        });
-        if founder_left && cluster.secrets.is_none() {
-            cluster.bootstrap = first;
-            cluster.status = ClusterStatus::Pending;
+        let active = cluster.status == ClusterStatus::Active;
+        let founder = cluster.bootstrap.and_then(|b| self.state.nodes.get(&b));
+        let founder_stays = founder.is_some_and(|n| n.server_in(id).is_some());
+        let has_etcd = |a: &Assignment| {
+            let started = a.phase >= Phase::Bootstrapped && a.phase != Phase::JoinRequested;
+            a.role == Role::K3sServer && started
+        };
+        let first = self.state.servers(id).first().map(|(n, _)| n.id);
+        let least = if active {
+            Phase::JoinRequested
+        } else {
+            Phase::Ready
+        };
+        let worker_joined = entries().any(|a| a.role == Role::K3sAgent && a.phase >= least);
+        if active && entries().any(has_etcd) {
+            // Founded is founded: no server may ever found it a second time, not even the same one.
+            if !founder_stays {
+                self.set_founder(id, None);
+            }
+            return;
+        }
+        if founder_stays {
+            return;
+        }
+        let lost = cluster.secrets.is_some() && worker_joined;
+        let name = cluster.name.clone();
+        if active {
+            self.emit(
+                "system.k3s.cluster.lost",
+                Severity::Critical,
+                None,
+                Some(id),
+                json!({ "cluster": name, "founded_again": !lost }),
+            );
+        }
+        if lost {
+            self.set_founder(id, None);
+            if let Some(c) = self.state.clusters.get_mut(&id) {
+                c.status = ClusterStatus::Error;
+            }
+        } else {
+            self.found_again(id, first);
+        }
+    }
+
+    fn set_founder(&mut self, id: ClusterId, founder: Option<NodeId>) {
+        if let Some(c) = self.state.clusters.get_mut(&id) {
+            c.bootstrap = founder;
+        }
+    }
+
+    /// Forgets what a founder left behind that nobody shares: tokens, endpoint, Kubernetes nodes.
+    fn found_again(&mut self, id: ClusterId, founder: Option<NodeId>) {
+        if let Some(c) = self.state.clusters.get_mut(&id) {
+            c.bootstrap = founder;
+            c.status = ClusterStatus::Pending;
+            c.secrets = None;
+            c.endpoint = None;
+            c.version = None;
+            c.ghosts.clear();
         }
     }
 

@@ -8,7 +8,7 @@ use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
     Assignment, ClusterId, ClusterStatus, Generation, MoveReason, NodeId, Phase, Role, Severity,
-    overlap,
+    Vip, overlap,
 };
 
 impl Context<'_> {
@@ -26,7 +26,13 @@ impl Context<'_> {
             return Ok(Change::Nothing);
         };
         // A member that once worked stays one: restarts of k3s are seen, not replicated.
+        let founded = self
+            .state
+            .clusters
+            .get(&cluster)
+            .is_some_and(|c| c.secrets.is_some());
         let going_back = before.phase == Phase::Ready
+            && (founded || r.phase != Phase::Bootstrapped)
             && matches!(
                 r.phase,
                 Phase::Assigned | Phase::Installing | Phase::Bootstrapped | Phase::JoinRequested
@@ -193,12 +199,14 @@ impl Context<'_> {
                 "instance": name, "version": r.version,
             }),
         );
-        if self
+        let unfounded = self
             .state
-            .vips
-            .get(&vip)
-            .is_some_and(|v| v.holder.is_none())
-        {
+            .clusters
+            .get(&cluster)
+            .is_some_and(|c| c.status != ClusterStatus::Active);
+        // A founder that took over from one that was lost takes the VIP as well.
+        let held = |v: &Vip| v.holder.is_some() && (!unfounded || v.holder == Some(r.node));
+        if self.state.vips.get(&vip).is_some_and(|v| !held(v)) {
             self.give_vip(vip, r.node, MoveReason::Initial);
             let v = &self.state.vips[&vip];
             let payload = json!({
@@ -286,6 +294,8 @@ impl Context<'_> {
         );
         if let Some(n) = self.state.nodes.get_mut(&node) {
             n.assignment = None;
+            let name = n.name.clone();
+            self.leave_ghost(&name, a);
         }
         if let Some(cluster) = a.cluster {
             self.settle_cluster(cluster);
@@ -299,6 +309,7 @@ impl Context<'_> {
         cidrs: &[IpNet],
     ) -> Applied {
         let name = self.state.name_of(node);
+        let cidrs: Vec<IpNet> = cidrs.iter().map(IpNet::trunc).collect();
         let refuse = |code, why: String| {
             Err(Rejection::new(
                 code,
@@ -357,7 +368,7 @@ impl Context<'_> {
             .and_then(|n| n.assignment.as_mut())
             && a.pods.cidrs != cidrs
         {
-            a.pods.cidrs = cidrs.to_vec();
+            a.pods.cidrs = cidrs;
             a.pods.generation = a.pods.generation.next();
         }
         Ok(Change::Nothing)

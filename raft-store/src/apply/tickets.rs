@@ -3,6 +3,7 @@
 use serde_json::json;
 use uuid::Uuid;
 
+use super::clusters::free_ranges;
 use super::command::{Change, FoundFleet, NewNode, list};
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
@@ -24,12 +25,13 @@ impl Context<'_> {
                 "use `skein ticket create` and `skein join` to add machines",
             ));
         }
+        self.check_founding(c)?;
         self.state.fleet = Some(Fleet {
             id: c.id,
             ca_cert: c.ca_cert.clone(),
             ca_key: c.ca_key.clone(),
-            ipv4_pool: c.ipv4_pool,
-            ula: c.ula,
+            ipv4_pool: c.ipv4_pool.trunc(),
+            ula: c.ula.trunc(),
             voters: c.voters,
             at: self.at,
         });
@@ -48,6 +50,35 @@ impl Context<'_> {
             }),
         );
         Ok(Change::Node { id: FOUNDER })
+    }
+
+    /// Checks all that could fail half-way, so that a refused founding leaves nothing behind.
+    fn check_founding(&self, c: &FoundFleet) -> Result<(), Rejection> {
+        let refuse = |why: String, next: &str| {
+            let what = "the fleet was not founded";
+            Err(Rejection::new(RejectCode::Invalid, what, why, next))
+        };
+        if !matches!(c.voters, 1 | 3 | 5) {
+            let why = format!("{} voters are not 1, 3 or 5", c.voters);
+            return refuse(why, "leave the number of voters out for 3");
+        }
+        if c.ula.prefix_len() != 48 || c.ula.network().segments()[0] >> 8 != 0xfd {
+            let why = format!("{} is no unique local /48 (RFC 4193)", c.ula);
+            return refuse(why, "leave the prefix out to have a random one made");
+        }
+        let next = "choose a private range from /8 to /26, such as --ipv4-pool 10.90.0.0/16";
+        if !(8..=26).contains(&c.ipv4_pool.prefix_len()) {
+            let why = format!("the IPv4 pool {} is not from /8 to /26", c.ipv4_pool);
+            return refuse(why, next);
+        }
+        if free_ranges([].into_iter(), c.ipv4_pool, c.ula).is_none() {
+            let why = format!(
+                "the IPv4 pool {} leaves no range for pods and services",
+                c.ipv4_pool
+            );
+            return refuse(why, next);
+        }
+        Ok(())
     }
 
     pub(super) fn create_ticket(
@@ -132,8 +163,12 @@ impl Context<'_> {
         replaces: Option<&Name>,
     ) -> Applied {
         if let Some(known) = self.state.node_by_uuid(new.uuid) {
-            // The same machine asks again under a new request id: its first admission stands.
-            if known.wireguard == new.wireguard && known.name == new.name {
+            // The same machine asks again under a new request id: its first admission stands, though
+            // that one may have used the ticket up. The secret is still asked for: keys are public.
+            let same = known.wireguard == new.wireguard
+                && known.sealing == new.sealing
+                && known.name == new.name;
+            if same && self.ticket_with(ticket, digest).is_some_and(|t| !t.revoked) {
                 return Ok(Change::Node { id: known.id });
             }
         }
@@ -158,8 +193,16 @@ impl Context<'_> {
                 "node": new.name, "ticket": ticket, "replaces": replaces,
             }),
         );
-        self.inherit(id, network, inherited)?;
+        if let Some(old) = inherited {
+            let cluster = old.cluster;
+            self.inherit(id, network, old)?;
+            cluster.into_iter().for_each(|c| self.settle_cluster(c));
+        }
         Ok(Change::Node { id })
+    }
+
+    fn ticket_with(&self, id: TicketId, digest: &Digest) -> Option<&Ticket> {
+        self.state.tickets.get(&id).filter(|t| t.digest == *digest)
     }
 
     fn check_ticket(
@@ -169,17 +212,12 @@ impl Context<'_> {
     ) -> Result<(TicketRole, NetworkId), Rejection> {
         let again = "make a new one on any member: skein ticket create";
         let refuse = |code, why: String| Rejection::new(code, "the ticket was refused", why, again);
-        let ticket = self
-            .state
-            .tickets
-            .get(&id)
-            .filter(|t| t.digest == *digest)
-            .ok_or_else(|| {
-                refuse(
-                    RejectCode::TicketUnknown,
-                    "no ticket has this id and secret".into(),
-                )
-            })?;
+        let ticket = self.ticket_with(id, digest).ok_or_else(|| {
+            refuse(
+                RejectCode::TicketUnknown,
+                "no ticket has this id and secret".into(),
+            )
+        })?;
         if ticket.revoked {
             return Err(refuse(
                 RejectCode::TicketRevoked,
@@ -230,7 +268,10 @@ impl Context<'_> {
             ));
         }
         let taken = |n: &Node| n.uuid == new.uuid || n.wireguard == new.wireguard;
-        if others().any(taken) || self.state.is_retired(new.uuid) {
+        // The replaced node's identity is refused from then on: its successor cannot bear it.
+        let reborn = old.is_some_and(|o| o.uuid == new.uuid);
+        let device = self.device_key_taken(&new.wireguard);
+        if others().any(taken) || reborn || device || self.state.is_retired(new.uuid) {
             return Err(Rejection::new(
                 RejectCode::Exists,
                 what,
@@ -246,11 +287,11 @@ impl Context<'_> {
         &mut self,
         id: NodeId,
         network: NetworkId,
-        old: Option<Assignment>,
+        old: Assignment,
     ) -> Result<(), Rejection> {
-        let Some(old) = old.filter(|a| !a.leaving) else {
+        if old.leaving {
             return Ok(());
-        };
+        }
         let cluster = old.cluster.filter(|c| {
             self.state
                 .clusters

@@ -16,11 +16,12 @@ impl Context<'_> {
         to: NodeId,
         reason: MoveReason,
     ) -> Applied {
-        self.check_move(vip, expect, to)?;
         let at = self.at;
-        if let Some(vip) = self.state.vips.get_mut(&vip)
-            && vip.holder != Some(to)
-        {
+        if self.keeps(vip, expect, to) {
+            return Ok(Change::Nothing);
+        }
+        self.check_move(vip, expect, to)?;
+        if let Some(vip) = self.state.vips.get_mut(&vip) {
             vip.next = Some(NextHolder {
                 node: to,
                 reason,
@@ -37,11 +38,11 @@ impl Context<'_> {
         to: NodeId,
         reason: MoveReason,
     ) -> Applied {
-        self.check_move(vip, expect, to)?;
-        let old = self.state.vips[&vip].holder;
-        if old == Some(to) {
+        if self.keeps(vip, expect, to) {
             return Ok(Change::Nothing);
         }
+        self.check_move(vip, expect, to)?;
+        let old = self.state.vips[&vip].holder;
         self.give_vip(vip, to, reason);
         let v = &self.state.vips[&vip];
         let (generation, name, cluster) = (v.generation, v.name.clone(), v.cluster);
@@ -62,6 +63,16 @@ impl Context<'_> {
             }),
         );
         Ok(Change::Nothing)
+    }
+
+    /// Cancels a planned move when the present holder is named as the next one.
+    fn keeps(&mut self, vip: VipId, expect: Generation, to: NodeId) -> bool {
+        let vip = self.state.vips.get_mut(&vip);
+        let Some(vip) = vip.filter(|v| v.holder == Some(to) && v.generation == expect) else {
+            return false;
+        };
+        vip.next = None;
+        true
     }
 
     /// Makes `to` the holder under a new generation.
@@ -102,6 +113,10 @@ impl Context<'_> {
                 v.generation
             );
             return Err(Rejection::new(RejectCode::Stale, what, why, next));
+        }
+        if v.holder.is_none() {
+            let why = "nobody holds it yet: its cluster is not founded";
+            return Err(Rejection::new(RejectCode::Conflict, what, why, next));
         }
         let Some(node) = self.state.nodes.get(&to) else {
             return Err(Rejection::new(

@@ -32,10 +32,14 @@ pub struct Fleet {
 impl Fleet {
     /// Returns the /64 with the given subnet number (the fourth group of the address).
     pub fn subnet(&self, number: u16) -> Ipv6Net {
-        let base = u128::from(self.ula.network());
-        let addr = Ipv6Addr::from(base | (u128::from(number) << 64));
-        Ipv6Net::new(addr, 64).expect("64 is a prefix length")
+        subnet(self.ula, number)
     }
+}
+
+/// Returns the /64 of a /48 with the given subnet number (the fourth group of the address).
+pub(crate) fn subnet(ula: Ipv6Net, number: u16) -> Ipv6Net {
+    let addr = Ipv6Addr::from(u128::from(ula.network()) | (u128::from(number) << 64));
+    Ipv6Net::new(addr, 64).expect("64 is a prefix length")
 }
 
 /// Who a ticket lets in.

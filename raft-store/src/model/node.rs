@@ -149,6 +149,8 @@ pub struct Drain {
     pub epoch: u64,
     /// Whether K3s is stopped at the end.
     pub stop: bool,
+    /// Whether it goes on when nobody can take its VIPs.
+    pub force: bool,
     /// How long eviction may take, in milliseconds.
     pub timeout_ms: u64,
     /// The step in progress.

@@ -122,7 +122,23 @@ impl Liveness {
         }
     }
 
-    /// Returns when the next node will count as lost if nothing is heard: the time to plan again.
+    /// Returns the first time after `now` at which silence alone changes what is to be planned.
+    ///
+    /// Each span that a decision waits for counts from a node's last report, or from when listening
+    /// began; spans that are over already do not, so that a caller who sleeps until then never spins.
+    pub fn next_wake(&self, now: Instant) -> Option<Instant> {
+        let of = |s: &Seen| {
+            let silence = super::SPANS.map(|span| s.at + span);
+            let unready = s.unready_since.map(|t| t + super::vip::UNREADY);
+            let settled = s.live_since + super::voters::SETTLED;
+            silence.into_iter().chain(unready).chain([settled])
+        };
+        let unheard = super::SPANS.map(|span| self.since + span);
+        let all = self.seen.values().flat_map(of).chain(unheard);
+        all.filter(|t| *t > now).min()
+    }
+
+    /// Returns when the first of the nodes heard so far counts, or counted, as lost; may be in the past.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.seen.values().map(|s| s.at + WINDOW).min()
     }

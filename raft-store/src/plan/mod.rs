@@ -21,6 +21,9 @@ use crate::model::{NodeId, Severity, State};
 /// After this long without a report, operators are told.
 const SILENT: Duration = Duration::from_secs(180);
 
+/// Silences after which some decision changes.
+const SPANS: [Duration; 3] = [WINDOW, voters::GONE, SILENT];
+
 const SILENT_KIND: &str = "system.instance_silent";
 const HEARD_KIND: &str = "system.instance_recovered";
 

@@ -6,10 +6,10 @@ use serde_json::json;
 
 use super::liveness::{Health, Liveness};
 use crate::apply::Command;
-use crate::model::{DrainStep, MoveReason, Node, NodeId, Severity, State, Vip};
+use crate::model::{DrainStep, MoveReason, NextHolder, Node, NodeId, Severity, State, Vip};
 
 /// A holder whose API has not been ready for this long loses the VIP to one that is.
-const UNREADY: Duration = Duration::from_secs(3);
+pub(super) const UNREADY: Duration = Duration::from_secs(3);
 
 const FAILED_KIND: &str = "system.sdwan.virtual_ip.failover_failed";
 
@@ -82,12 +82,9 @@ fn standing(state: &State, vip: &Vip, holder: NodeId, seen: &Liveness, now: Inst
         return Standing::Should(MoveReason::Drain);
     }
     if let Some(drain) = &node.drain {
-        let due = drain.step >= DrainStep::MoveVip;
-        return if due {
-            Standing::Should(MoveReason::Drain)
-        } else {
-            Standing::Fine
-        };
+        if drain.step >= DrainStep::MoveVip {
+            return Standing::Should(MoveReason::Drain);
+        }
     }
     let unready = seen.seen(holder).and_then(|s| s.unready_since);
     if unready.is_some_and(|since| now.saturating_duration_since(since) >= UNREADY) {
@@ -111,6 +108,11 @@ pub(super) fn plan_vip(state: &State, vip: &Vip, seen: &Liveness, now: Instant) 
     };
     let next = vip.next.filter(|n| eligible(n.node));
     let best = || best_candidate(state, vip, seen, now);
+    let lost = matches!(standing(state, vip, holder, seen, now), Standing::Must(_));
+    let unheard = |n: NextHolder| seen.health(n.node, now) == Health::Unknown;
+    if !lost && vip.next.is_some_and(unheard) {
+        return None;
+    }
     match standing(state, vip, holder, seen, now) {
         Standing::Unknown => None,
         Standing::Must(reason) => match next.map(|n| n.node).or_else(best) {
@@ -120,7 +122,7 @@ pub(super) fn plan_vip(state: &State, vip: &Vip, seen: &Liveness, now: Instant) 
                 to,
                 reason,
             }),
-            None => no_candidate(state, vip, reason),
+            None => no_candidate(state, vip, reason, seen, now),
         },
         Standing::Should(reason) => match (next, best()) {
             (Some(next), _) => prepared(vip, next.node, seen).then_some(Command::MoveVip {
@@ -137,7 +139,7 @@ pub(super) fn plan_vip(state: &State, vip: &Vip, seen: &Liveness, now: Instant) 
             }),
             // An unready holder without a better one keeps the VIP silently: it may recover.
             (None, None) if reason == MoveReason::Unready => None,
-            (None, None) => no_candidate(state, vip, reason),
+            (None, None) => no_candidate(state, vip, reason, seen, now),
         },
         Standing::Fine => match (vip.next, next) {
             (_, Some(next)) => prepared(vip, next.node, seen).then_some(Command::MoveVip {
@@ -147,20 +149,13 @@ pub(super) fn plan_vip(state: &State, vip: &Vip, seen: &Liveness, now: Instant) 
                 reason: next.reason,
             }),
             // The planned holder is no longer eligible: preparing the present one cancels the plan.
-            (Some(planned), None)
-                if state
-                    .nodes
-                    .get(&holder)
-                    .is_some_and(|n| state.candidacy(vip, n).is_ok()) =>
-            {
-                Some(Command::PrepareVip {
-                    vip: id,
-                    expect,
-                    to: holder,
-                    reason: planned.reason,
-                })
-            }
-            (_, None) => None,
+            (Some(planned), None) => Some(Command::PrepareVip {
+                vip: id,
+                expect,
+                to: holder,
+                reason: planned.reason,
+            }),
+            (None, None) => None,
         },
     }
 }
@@ -175,7 +170,21 @@ fn prepared(vip: &Vip, node: NodeId, seen: &Liveness) -> bool {
 }
 
 /// Says once per generation that nobody can take the VIP.
-fn no_candidate(state: &State, vip: &Vip, reason: MoveReason) -> Option<Command> {
+fn no_candidate(
+    state: &State,
+    vip: &Vip,
+    reason: MoveReason,
+    seen: &Liveness,
+    now: Instant,
+) -> Option<Command> {
+    let may_yet_speak = |n: &Node| seen.health(n.id, now) == Health::Unknown;
+    if state
+        .servers(vip.cluster)
+        .iter()
+        .any(|(n, _)| may_yet_speak(n))
+    {
+        return None;
+    }
     let told = state.events.after(0).rev().any(|e| {
         e.kind == FAILED_KIND
             && e.payload["vip"] == vip.name.as_str()

@@ -11,9 +11,9 @@ use crate::model::{Node, NodeId, Role, State, TicketRole};
 /// A learner further behind than this is not promoted.
 const LAG_MAX: u64 = 100;
 /// A voter that is silent for this long is replaced, if there is a replacement.
-const GONE: Duration = Duration::from_secs(30);
+pub(super) const GONE: Duration = Duration::from_secs(30);
 /// Once the target size was reached, a learner must have been heard for this long to be promoted.
-const SETTLED: Duration = Duration::from_secs(60);
+pub(super) const SETTLED: Duration = Duration::from_secs(60);
 
 /// Raft's membership as the leader sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,14 +99,15 @@ fn choose(
     now: Instant,
     wanted: usize,
 ) -> BTreeSet<NodeId> {
-    let grown = raft.voters.len() >= wanted;
-    let gone = |id: &NodeId| seen.silent_for(*id, now).is_some_and(|age| age >= GONE);
+    let silent = |id: &NodeId| seen.silent_for(*id, now).is_some_and(|age| age >= GONE);
+    let gone = |id: &NodeId| Some(*id) != raft.me && silent(id);
     let members = || {
         raft.voters
             .iter()
             .filter(|id| state.nodes.contains_key(id))
             .copied()
     };
+    let grown = members().count() >= wanted;
     let (lost, kept): (Vec<NodeId>, Vec<NodeId>) = members().partition(gone);
     let mut fresh: Vec<&Node> = raft
         .learners
