@@ -1,10 +1,14 @@
 //! The durable log: a port for batches that are on disk before they are acknowledged, and its sled form.
 
+mod generation;
+mod place;
 mod record;
 mod sled;
 mod snapshots;
+mod tail;
 
-pub use self::sled::{Durability, FdatasyncFile, OpenError, SledDisk, SledOptions};
+pub use self::sled::{Durability, Fdatasync, Roll, SledDisk, SledOptions};
+pub use place::OpenError;
 pub use record::{Record, RecordError};
 pub use snapshots::{SnapshotError, Snapshots};
 
