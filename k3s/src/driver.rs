@@ -1,0 +1,174 @@
+//! One bounded round of observe, step and perform. Shell over the pure step.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::host::{Host, HostError};
+use crate::observe::{Captured, Health, Observed, Phase, Probe, Turn};
+use crate::spec::Spec;
+use crate::step::step;
+
+/// How long one look or one change may take before the turn gives up on it.
+const HOST_DEADLINE: Duration = Duration::from_secs(20);
+/// When to try again after the host failed.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Keeps K3s on one host as its spec says; owned by one task.
+#[derive(Debug)]
+pub struct Driver<H> {
+    host: H,
+    health: Option<Health>,
+    ever_ready: bool,
+}
+
+impl<H: Host> Driver<H> {
+    /// A driver that knows nothing yet about the host.
+    pub fn new(host: H) -> Self {
+        Self {
+            host,
+            health: None,
+            ever_ready: false,
+        }
+    }
+
+    /// The host, for what goes beside turns.
+    pub fn host(&self) -> &H {
+        &self.host
+    }
+
+    /// One round: look, decide, act. Never longer than about the deadline of one look and one change; what takes longer runs on in the background and shows in `waiting_for`.
+    pub async fn turn(&mut self, spec: &Spec, now: Instant) -> Turn {
+        let seen = match bounded(self.host.observe(spec)).await {
+            Ok(seen) => seen,
+            Err(error) => return self.blind(&error, now),
+        };
+        let next = step(spec, &seen, now);
+        let mut waiting_for = next.waiting_for;
+        let mut changed = false;
+        for action in &next.actions {
+            match bounded(self.host.perform(action)).await {
+                Ok(()) => changed = true,
+                Err(error) => {
+                    tracing::warn!(%error, "a change of this host for K3s failed and will be tried again");
+                    waiting_for = Some(format!("{error}; trying again"));
+                    break;
+                }
+            }
+        }
+        let health = self.judge(&seen, now);
+        let phase = self.phase(next.phase, &health);
+        let captured = if health.ready == Some(true) {
+            captured(&seen)
+        } else {
+            None
+        };
+        let version = match &seen.binary {
+            crate::observe::Binary::Present(binary) => Some(binary.version.text.clone()),
+            crate::observe::Binary::Missing { .. } | crate::observe::Binary::Fetching { .. } => {
+                None
+            }
+        };
+        Turn {
+            phase,
+            waiting_for,
+            version,
+            captured,
+            health,
+            left_out: next.left_out,
+            changed,
+            wake: next.wake,
+        }
+    }
+
+    fn phase(&mut self, stepped: Phase, health: &Health) -> Phase {
+        match stepped {
+            Phase::Ready => {
+                self.ever_ready = true;
+                Phase::Ready
+            }
+            Phase::Starting | Phase::Joining if self.ever_ready && health.ready == Some(false) => {
+                Phase::Degraded
+            }
+            Phase::Absent => {
+                self.ever_ready = false;
+                Phase::Absent
+            }
+            other => other,
+        }
+    }
+
+    fn judge(&mut self, seen: &Observed, now: Instant) -> Health {
+        let (ready, detail) = match &seen.probe {
+            Probe::NotYet(why) => (None, why.clone()),
+            Probe::Ready => (Some(true), "ready".to_owned()),
+            Probe::NotReady(why) => (Some(false), why.clone()),
+        };
+        let since = self
+            .health
+            .as_ref()
+            .filter(|last| last.ready == ready)
+            .map_or(now, |last| last.since);
+        let health = Health {
+            ready,
+            since,
+            detail,
+        };
+        self.health = Some(health.clone());
+        health
+    }
+
+    fn blind(&mut self, error: &HostError, now: Instant) -> Turn {
+        let since = self
+            .health
+            .as_ref()
+            .filter(|last| last.ready.is_none())
+            .map_or(now, |last| last.since);
+        let health = Health {
+            ready: None,
+            since,
+            detail: error.to_string(),
+        };
+        self.health = Some(health.clone());
+        Turn {
+            phase: if self.ever_ready {
+                Phase::Degraded
+            } else {
+                Phase::Installing
+            },
+            waiting_for: Some(format!(
+                "this host cannot be looked at: {error}; trying again"
+            )),
+            version: None,
+            captured: None,
+            health,
+            left_out: Vec::new(),
+            changed: false,
+            wake: now + RETRY,
+        }
+    }
+}
+
+fn captured(seen: &Observed) -> Option<Captured> {
+    let found = &seen.credentials;
+    let server_token = found.server_token.clone()?;
+    Some(Captured {
+        agent_token: found
+            .agent_token
+            .clone()
+            .unwrap_or_else(|| server_token.clone()),
+        kubeconfig: found.kubeconfig.clone()?,
+        server_ca: found.server_ca.clone()?,
+        server_token,
+    })
+}
+
+async fn bounded<T>(work: impl Future<Output = Result<T, HostError>>) -> Result<T, HostError> {
+    match tokio::time::timeout(HOST_DEADLINE, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(HostError::Refused(format!(
+            "no answer from this host within {} s",
+            HOST_DEADLINE.as_secs()
+        ))),
+    }
+}
