@@ -231,4 +231,4 @@ fn nesting(value: &Value) -> usize {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
