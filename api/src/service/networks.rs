@@ -1,0 +1,202 @@
+//! Networks and plain WireGuard devices. Shell.
+
+use std::net::SocketAddr;
+
+use raft_store::apply::Command;
+use raft_store::model::{Network, OverlayAddress, PublicKey, State};
+use tonic::{Request, Response, Status};
+
+use super::{Api, list, name};
+use crate::daemon::{Daemon, Whereabouts};
+use crate::proto;
+use crate::proto::networks_server::Networks;
+use crate::status::{invalid, not_found};
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn find<'a>(state: &'a State, text: &str) -> Result<&'a Network, Status> {
+    let found = text
+        .parse()
+        .ok()
+        .and_then(|name| state.network_named(&name));
+    found.ok_or_else(|| {
+        not_found(
+            "network",
+            text,
+            &list(state.networks.values().map(|n| &n.name)),
+        )
+    })
+}
+
+fn pair(a: &OverlayAddress) -> Vec<String> {
+    vec![a.v6.to_string(), a.v4.to_string()]
+}
+
+impl<D: Daemon> Api<D> {
+    fn network(&self, state: &State, n: &Network) -> proto::Network {
+        let nodes = state.nodes.values().filter_map(|node| {
+            Some(proto::NetworkMember {
+                name: node.name.to_string(),
+                kind: "node".into(),
+                addresses: pair(node.networks.get(&n.id)?),
+                public_key: node.wireguard.to_string(),
+            })
+        });
+        let devices = n.devices.iter().map(|(name, d)| proto::NetworkMember {
+            name: name.to_string(),
+            kind: "device".into(),
+            addresses: pair(&d.address),
+            public_key: d.key.to_string(),
+        });
+        proto::Network {
+            name: n.name.to_string(),
+            ipv6: n.v6.to_string(),
+            ipv4: n.v4.to_string(),
+            port: n.port.into(),
+            mtu: n.mtu.into(),
+            interface: self.daemon.interface(n),
+            members: nodes.chain(devices).collect(),
+        }
+    }
+}
+
+/// Says what a device must be configured with: a peer for each node, and its own addresses.
+fn device_config(
+    state: &State,
+    n: &Network,
+    own: &OverlayAddress,
+    at: &[Whereabouts],
+) -> proto::PeerConfig {
+    let peers = state.nodes.values().filter_map(|node| {
+        let address = node.networks.get(&n.id)?;
+        let known = at.iter().find(|w| w.uuid == node.uuid);
+        let endpoint = known.and_then(|w| w.addresses.first());
+        Some(proto::PeerEntry {
+            name: node.name.to_string(),
+            public_key: node.wireguard.to_string(),
+            endpoint: endpoint
+                .map(|a| SocketAddr::new(a.ip(), n.port).to_string())
+                .unwrap_or_default(),
+            allowed_ips: vec![format!("{}/128", address.v6), format!("{}/32", address.v4)],
+        })
+    });
+    proto::PeerConfig {
+        addresses: vec![format!("{}/128", own.v6), format!("{}/32", own.v4)],
+        mtu: n.mtu.into(),
+        peers: peers.collect(),
+    }
+}
+
+#[tonic::async_trait]
+impl<D: Daemon> Networks for Api<D> {
+    async fn create(
+        &self,
+        request: Request<proto::CreateNetworkRequest>,
+    ) -> Answer<proto::Network> {
+        let r = request.get_ref();
+        let wanted = name(&r.name)?;
+        let v4 = match r.ipv4.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| {
+                invalid(
+                    "the network was not made",
+                    format!("--ipv4 {text:?} is no prefix like 10.90.16.0/20"),
+                )
+            })?),
+        };
+        let mtu = match r.mtu {
+            0 => None,
+            n => Some(u16::try_from(n).map_err(|_| {
+                invalid(
+                    "the network was not made",
+                    format!("an MTU of {n} is too large"),
+                )
+            })?),
+        };
+        self.propose(
+            &request,
+            "",
+            Command::CreateNetwork {
+                name: wanted,
+                v4,
+                mtu,
+            },
+        )
+        .await?;
+        let state = self.daemon.state();
+        let network = find(&state, &r.name)?;
+        Ok(Response::new(self.network(&state, network)))
+    }
+
+    async fn list(
+        &self,
+        request: Request<proto::ListNetworksRequest>,
+    ) -> Answer<proto::ListNetworksResponse> {
+        let read = self.scene(request.get_ref().read.as_ref()).await?;
+        let state = read.state();
+        let networks = state
+            .networks
+            .values()
+            .map(|n| self.network(state, n))
+            .collect();
+        Ok(Response::new(proto::ListNetworksResponse { networks }))
+    }
+
+    async fn get(&self, request: Request<proto::GetNetworkRequest>) -> Answer<proto::Network> {
+        let r = request.get_ref();
+        let read = self.scene(r.read.as_ref()).await?;
+        let network = find(read.state(), &r.name)?;
+        Ok(Response::new(self.network(read.state(), network)))
+    }
+
+    async fn attach(
+        &self,
+        request: Request<proto::AttachRequest>,
+    ) -> Answer<proto::AttachResponse> {
+        let r = request.get_ref();
+        let command = Command::AttachNode {
+            node: name(&r.node)?,
+            network: name(&r.network)?,
+        };
+        self.propose(&request, "", command).await?;
+        Ok(Response::new(proto::AttachResponse {}))
+    }
+
+    async fn add_peer(&self, request: Request<proto::AddPeerRequest>) -> Answer<proto::PeerConfig> {
+        let r = request.get_ref();
+        let what = format!("device {} was not admitted", r.name);
+        let key: PublicKey = r
+            .public_key
+            .parse()
+            .map_err(|e: raft_store::model::InvalidKey| {
+                invalid(what, format!("--public-key: {e}"))
+            })?;
+        let (network, device) = (name(&r.network)?, name(&r.name)?);
+        let command = Command::AddDevice {
+            network,
+            name: device.clone(),
+            key,
+        };
+        self.propose(&request, "", command).await?;
+        let state = self.daemon.state();
+        let network = find(&state, &r.network)?;
+        let own = network.devices.get(&device);
+        let own =
+            own.ok_or_else(|| Status::internal("the device was admitted, but is not there"))?;
+        let config = device_config(&state, network, &own.address, &self.daemon.whereabouts());
+        Ok(Response::new(config))
+    }
+
+    async fn remove_peer(
+        &self,
+        request: Request<proto::RemovePeerRequest>,
+    ) -> Answer<proto::RemovePeerResponse> {
+        let r = request.get_ref();
+        let command = Command::RemoveDevice {
+            network: name(&r.network)?,
+            name: name(&r.name)?,
+        };
+        self.propose(&request, "", command).await?;
+        Ok(Response::new(proto::RemovePeerResponse {}))
+    }
+}

@@ -1,0 +1,484 @@
+//! Answers for operators, assembled from state and from what the leader sees. Pure.
+
+use raft_store::model::{
+    Assignment, Cluster, ClusterStatus, DrainStep, Node, NodeId, Phase, Role, State, UnixMillis,
+    Vip,
+};
+use raft_store::plan::Health;
+
+use crate::daemon::FleetView;
+use crate::proto;
+
+/// State and sight together, at one moment.
+#[derive(Clone, Copy)]
+pub struct Scene<'a> {
+    /// What is agreed.
+    pub state: &'a State,
+    /// What the leader sees.
+    pub view: &'a FleetView,
+    /// The time, for durations in words.
+    pub now: UnixMillis,
+}
+
+/// Says a duration as people do.
+pub fn age(since: UnixMillis, now: UnixMillis) -> String {
+    let s = now.0.saturating_sub(since.0) / 1000;
+    match s {
+        0..=119 => format!("{s} s"),
+        120..=7199 => format!("{} min", s / 60),
+        7200..=172_799 => format!("{} h", s / 3600),
+        _ => format!("{} days", s / 86_400),
+    }
+}
+
+impl Scene<'_> {
+    fn health(&self, id: NodeId) -> Health {
+        self.view
+            .nodes
+            .get(&id)
+            .map_or(Health::Unknown, |n| n.health)
+    }
+
+    fn api_ready(&self, id: NodeId) -> Option<bool> {
+        self.view.nodes.get(&id)?.report.as_ref()?.api_ready
+    }
+
+    /// Returns a node's state in one word.
+    pub fn node_state(&self, n: &Node) -> &'static str {
+        match self.health(n.id) {
+            Health::Lost => "down",
+            Health::Unknown => "unknown",
+            Health::Live if n.drain.is_some() => "draining",
+            Health::Live if n.key_box.is_none() => "joining",
+            Health::Live => match &n.assignment {
+                Some(a) if a.phase != Phase::Ready => "joining",
+                _ => "ready",
+            },
+        }
+    }
+
+    /// Returns everything that a node waits for, most important first.
+    pub fn node_waits(&self, n: &Node) -> Vec<String> {
+        let mut waits = Vec::new();
+        if self.health(n.id) == Health::Lost {
+            waits.push(format!(
+                "{} is not heard of: is it running, and does its network reach the others?",
+                n.name
+            ));
+        }
+        if n.key_box.is_none() {
+            waits.push("the leader to hand over the fleet's key".into());
+        }
+        if let Some(a) = &n.assignment {
+            waits.extend(self.role_wait(n, a));
+        }
+        if let Some(d) = n.drain.as_ref().filter(|d| d.step != DrainStep::Done) {
+            let what = d.message.as_deref().unwrap_or("in progress");
+            waits.push(format!(
+                "drain, step {}: {what} (for {})",
+                d.step.as_str(),
+                age(d.since, self.now)
+            ));
+        }
+        let reported = self.view.nodes.get(&n.id).and_then(|v| v.report.as_ref());
+        for wait in reported.iter().flat_map(|r| &r.waiting_for) {
+            if !waits.iter().any(|w| w.contains(wait.as_str())) {
+                waits.push(wait.clone());
+            }
+        }
+        waits
+    }
+
+    fn role_wait(&self, n: &Node, a: &Assignment) -> Option<String> {
+        let since = age(a.since, self.now);
+        let says = a.message.as_deref();
+        if a.leaving {
+            return Some(format!("its k3s to be removed (for {since})"));
+        }
+        if a.phase == Phase::Ready || a.phase == Phase::Stopped && n.drain.is_some() {
+            return None;
+        }
+        let Some(cluster) = a.cluster.and_then(|c| self.state.clusters.get(&c)) else {
+            let known = self.state.clusters.len();
+            return Some(if known == 0 {
+                format!("a cluster to be created (for {since})")
+            } else {
+                format!(
+                    "a target: {known} clusters exist, name one with `skein node assign {} k3s-agent --cluster NAME`",
+                    n.name
+                )
+            });
+        };
+        let blocked = self.state.member_blocked_by(cluster, n);
+        let what = says.map(str::to_owned).or(blocked);
+        let what = what.unwrap_or_else(|| "its daemon to go on".into());
+        Some(format!("{}: {what} (for {since})", a.phase.as_str()))
+    }
+
+    /// Returns a node for lists.
+    pub fn node_status(&self, n: &Node) -> proto::NodeStatus {
+        proto::NodeStatus {
+            name: n.name.to_string(),
+            state: self.node_state(n).into(),
+            role: n.assignment.as_ref().map_or("", |a| a.role.module()).into(),
+            overlay: overlay(n),
+            raft: self.raft_role(n.id).into(),
+            cluster: self
+                .state
+                .cluster_of(n)
+                .map(|c| c.name.to_string())
+                .unwrap_or_default(),
+            waiting_for: self.node_waits(n).into_iter().next().unwrap_or_default(),
+        }
+    }
+
+    fn raft_role(&self, id: NodeId) -> &'static str {
+        if self.view.voters.contains(&id) {
+            "voter"
+        } else {
+            "learner"
+        }
+    }
+
+    /// Returns one node with everything.
+    pub fn node(&self, n: &Node, endpoints: Vec<String>) -> proto::Node {
+        let a = n.assignment.as_ref();
+        let report = self.view.nodes.get(&n.id).and_then(|v| v.report.as_ref());
+        proto::Node {
+            name: n.name.to_string(),
+            uuid: n.uuid.to_string(),
+            state: self.node_state(n).into(),
+            role: a.map_or("", |a| a.role.module()).into(),
+            cluster: self
+                .state
+                .cluster_of(n)
+                .map(|c| c.name.to_string())
+                .unwrap_or_default(),
+            phase: a
+                .map_or("", |a| {
+                    if a.leaving {
+                        "leaving"
+                    } else {
+                        a.phase.as_str()
+                    }
+                })
+                .into(),
+            overlay: overlay(n),
+            endpoints,
+            raft: self.raft_role(n.id).into(),
+            version: a.and_then(|a| a.version.clone()).unwrap_or_default(),
+            pod_cidrs: a
+                .iter()
+                .flat_map(|a| &a.pods.cidrs)
+                .map(ToString::to_string)
+                .collect(),
+            drain: n.drain.as_ref().map_or("", |d| d.step.as_str()).into(),
+            waiting_for: self.node_waits(n),
+            skein_version: report.map(|r| r.version.clone()).unwrap_or_default(),
+            wireguard_key: n.wireguard.to_string(),
+        }
+    }
+
+    fn member_status(&self, n: &Node, a: &Assignment) -> &'static str {
+        if a.leaving {
+            return "leaving";
+        }
+        match (a.phase, self.health(n.id)) {
+            (_, Health::Lost) => "down",
+            (Phase::Stopped, _) => "stopped",
+            _ if n.drain.is_some() => "draining",
+            (Phase::Ready, _)
+                if a.role == Role::K3sServer && self.api_ready(n.id) == Some(false) =>
+            {
+                "unready"
+            }
+            (phase, _) => phase.as_str(),
+        }
+    }
+
+    fn members(&self, c: &Cluster, role: Role) -> Vec<proto::ClusterMember> {
+        let all = self
+            .state
+            .nodes
+            .values()
+            .filter_map(|n| Some((n, n.assignment.as_ref()?)));
+        let mut all: Vec<_> = all
+            .filter(|(_, a)| a.cluster == Some(c.id) && a.role == role)
+            .collect();
+        all.sort_by_key(|(_, a)| a.order);
+        all.into_iter()
+            .map(|(n, a)| proto::ClusterMember {
+                name: n.name.to_string(),
+                status: self.member_status(n, a).into(),
+                version: a.version.clone().unwrap_or_default(),
+                role: a.role.display().into(),
+            })
+            .collect()
+    }
+
+    /// Returns how many servers may still be lost before etcd loses its quorum.
+    pub fn tolerates(&self, c: &Cluster) -> u32 {
+        let servers = self.state.servers(c.id);
+        let in_etcd: Vec<_> = servers
+            .iter()
+            .filter(|(_, a)| matches!(a.phase, Phase::Ready | Phase::Bootstrapped | Phase::Stopped))
+            .collect();
+        let running = in_etcd
+            .iter()
+            .filter(|(n, a)| a.phase != Phase::Stopped && self.health(n.id) == Health::Live)
+            .count();
+        let needed = in_etcd.len() / 2 + 1;
+        u32::try_from(running.saturating_sub(needed)).unwrap_or(0)
+    }
+
+    /// Returns a cluster's status in one word: `degraded` is seen, not stored.
+    pub fn cluster_word(&self, c: &Cluster) -> &'static str {
+        match c.status {
+            ClusterStatus::Pending => "pending",
+            ClusterStatus::Bootstrapping => "bootstrapping",
+            ClusterStatus::Error => "error",
+            ClusterStatus::Active => {
+                let servers = self.members(c, Role::K3sServer);
+                let workers = self.members(c, Role::K3sAgent);
+                let bad = |m: &proto::ClusterMember| {
+                    matches!(m.status.as_str(), "down" | "failed" | "unready")
+                };
+                let holder = self.state.vips.get(&c.vip).and_then(|v| v.holder);
+                let headless = holder.is_some_and(|h| self.health(h) == Health::Lost);
+                if headless || servers.iter().chain(&workers).any(bad) {
+                    "degraded"
+                } else {
+                    "active"
+                }
+            }
+        }
+    }
+
+    /// Returns a cluster with its members.
+    pub fn cluster(&self, c: &Cluster) -> proto::Cluster {
+        let servers = self.members(c, Role::K3sServer);
+        let workers = self.members(c, Role::K3sAgent);
+        let network = self.state.networks.get(&c.network);
+        proto::Cluster {
+            name: c.name.to_string(),
+            status: self.cluster_word(c).into(),
+            endpoint: c.endpoint.clone().unwrap_or_default(),
+            vip: self
+                .state
+                .vips
+                .get(&c.vip)
+                .map(|v| v.name.to_string())
+                .unwrap_or_default(),
+            node_count: u32::try_from(servers.len() + workers.len()).unwrap_or(0),
+            tolerates: self.tolerates(c),
+            waiting_for: self.cluster_waits(c),
+            network: network.map(|n| n.name.to_string()).unwrap_or_default(),
+            flavor: "k3s".into(),
+            cni: c.cni.clone(),
+            version: c.version.clone().unwrap_or_default(),
+            pod_cidrs: c.pods.iter().map(ToString::to_string).collect(),
+            service_cidrs: c.services.iter().map(ToString::to_string).collect(),
+            servers,
+            workers,
+        }
+    }
+
+    fn cluster_waits(&self, c: &Cluster) -> Vec<String> {
+        let of = |n: &&Node| {
+            n.assignment
+                .as_ref()
+                .is_some_and(|a| a.cluster == Some(c.id))
+        };
+        let nodes = self.state.nodes.values().filter(of);
+        let mut waits: Vec<String> = nodes
+            .filter_map(|n| {
+                Some(format!(
+                    "{}: {}",
+                    n.name,
+                    self.node_waits(n).into_iter().next()?
+                ))
+            })
+            .collect();
+        waits.extend(
+            c.ghosts
+                .iter()
+                .map(|g| format!("the former node {g} to be removed from Kubernetes")),
+        );
+        waits
+    }
+
+    /// Returns the whole fleet in one screen.
+    pub fn status(&self, applied: u64, me: NodeId) -> proto::Status {
+        let name = |id: NodeId| self.state.name_of(id);
+        let problems = self.problems();
+        proto::Status {
+            healthy: problems.is_empty(),
+            quorum: self.view.quorum,
+            leader: self.view.leader.map(name).unwrap_or_default(),
+            term: self.view.term,
+            applied,
+            voters: self.view.voters.iter().map(|id| name(*id)).collect(),
+            nodes: self
+                .state
+                .nodes
+                .values()
+                .map(|n| self.node_status(n))
+                .collect(),
+            problems,
+            served_by: name(me),
+            clusters: self
+                .state
+                .clusters
+                .values()
+                .map(|c| self.cluster_status(c))
+                .collect(),
+            vips: self
+                .state
+                .vips
+                .values()
+                .map(|v| self.vip_status(v))
+                .collect(),
+        }
+    }
+
+    fn cluster_status(&self, c: &Cluster) -> proto::ClusterStatus {
+        let count = |members: &[proto::ClusterMember]| {
+            let ready = members.iter().filter(|m| m.status == "ready").count();
+            (
+                u32::try_from(ready).unwrap_or(0),
+                u32::try_from(members.len()).unwrap_or(0),
+            )
+        };
+        let (servers_ready, servers) = count(&self.members(c, Role::K3sServer));
+        let (workers_ready, workers) = count(&self.members(c, Role::K3sAgent));
+        proto::ClusterStatus {
+            name: c.name.to_string(),
+            status: self.cluster_word(c).into(),
+            servers_ready,
+            servers,
+            workers_ready,
+            workers,
+            tolerates: self.tolerates(c),
+        }
+    }
+
+    fn vip_status(&self, v: &Vip) -> proto::VipStatus {
+        proto::VipStatus {
+            name: v.name.to_string(),
+            holder: v.holder.map(|h| self.state.name_of(h)).unwrap_or_default(),
+            generation: v.generation.0,
+            addresses: v.addresses().iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// Returns what is wrong, worst first.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.view.leader.is_none() || !self.view.quorum {
+            let voters: Vec<String> = self
+                .view
+                .voters
+                .iter()
+                .map(|v| self.state.name_of(*v))
+                .collect();
+            problems.push(format!(
+                "no quorum: a majority of the voters ({}) does not answer; nothing can be changed, the overlay keeps its last state",
+                voters.join(", ")
+            ));
+        }
+        for n in self.state.nodes.values() {
+            let waits = self.node_waits(n);
+            match self.node_state(n) {
+                "down" => problems.push(format!(
+                    "node {} is down: {}",
+                    n.name,
+                    waits.first().cloned().unwrap_or_default()
+                )),
+                "joining" => problems.push(format!(
+                    "node {} is not ready: {}",
+                    n.name,
+                    waits.first().cloned().unwrap_or_default()
+                )),
+                _ => {}
+            }
+        }
+        for c in self.state.clusters.values() {
+            match self.cluster_word(c) {
+                "active" => {}
+                word => problems.push(format!("cluster {} is {word}", c.name)),
+            }
+        }
+        problems
+    }
+
+    /// Returns a VIP with its candidates, as the leader sees them.
+    pub fn vip(&self, v: &Vip) -> proto::Vip {
+        let name = |id: NodeId| self.state.name_of(id);
+        proto::Vip {
+            name: v.name.to_string(),
+            addresses: v.addresses().iter().map(ToString::to_string).collect(),
+            holder: v.holder.map(name).unwrap_or_default(),
+            generation: v.generation.0,
+            candidates: self.candidates(v).into_iter().map(|(_, c)| c).collect(),
+            history: v
+                .history
+                .iter()
+                .map(|h| proto::VipAssumption {
+                    holder: name(h.holder),
+                    generation: h.generation.0,
+                    reason: h.reason.as_str().into(),
+                    at: h.at.0,
+                })
+                .collect(),
+            cluster: self
+                .state
+                .clusters
+                .get(&v.cluster)
+                .map(|c| c.name.to_string())
+                .unwrap_or_default(),
+            next: v.next.map(|n| name(n.node)).unwrap_or_default(),
+        }
+    }
+
+    /// Lists who could hold a VIP, in join order, each with the reason that speaks against it.
+    pub fn candidates(&self, v: &Vip) -> Vec<(NodeId, proto::VipCandidate)> {
+        let servers = self.state.servers(v.cluster).into_iter();
+        servers
+            .map(|(n, _)| {
+                let reason = self.refusal(v, n);
+                let eligible = reason.is_none();
+                let said = if v.holder == Some(n.id) {
+                    "holds it".to_owned()
+                } else {
+                    String::new()
+                };
+                let candidate = proto::VipCandidate {
+                    node: n.name.to_string(),
+                    eligible,
+                    reason: reason.unwrap_or(said),
+                };
+                (n.id, candidate)
+            })
+            .collect()
+    }
+
+    fn refusal(&self, v: &Vip, n: &Node) -> Option<String> {
+        if let Err(reason) = self.state.candidacy(v, n) {
+            return Some(reason);
+        }
+        match (self.health(n.id), self.api_ready(n.id)) {
+            (Health::Lost, _) => Some("is not heard of".into()),
+            (Health::Unknown, _) => Some("has not been heard of yet".into()),
+            (Health::Live, Some(true)) => None,
+            (Health::Live, Some(false)) => Some("its API server is not ready".into()),
+            (Health::Live, None) => Some("has not said yet whether its API server is ready".into()),
+        }
+    }
+}
+
+fn overlay(n: &Node) -> Vec<String> {
+    n.networks
+        .values()
+        .flat_map(|a| [a.v6.to_string(), a.v4.to_string()])
+        .collect()
+}
