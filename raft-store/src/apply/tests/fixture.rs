@@ -58,6 +58,17 @@ pub(crate) struct World {
     pub(crate) now: u64,
 }
 
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (nodes, clusters) = (self.state.nodes.len(), self.state.clusters.len());
+        write!(
+            f,
+            "{nodes} nodes, {clusters} clusters, index {}",
+            self.index
+        )
+    }
+}
+
 impl World {
     pub(crate) fn empty() -> Self {
         Self {

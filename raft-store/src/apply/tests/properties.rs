@@ -1,1 +1,114 @@
-//! x
+//! Whatever is asked in whatever order, the invariants hold and replicas stay equal. Pure.
+
+use proptest::prelude::*;
+
+use super::fixture::World;
+use super::generator::{aim, command};
+use crate::apply::codec::{decode_proposal, decode_state, encode_proposal, encode_state};
+use crate::apply::{Command, apply};
+use crate::model::Phase;
+
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(256)
+    }
+}
+
+fn start() -> impl Strategy<Value = World> {
+    prop_oneof![
+        Just(World::empty()),
+        Just(World::fleet(3)),
+        Just(World::lab(1, 1)),
+        Just(World::lab(3, 2)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn invariants_hold_after_any_commands(
+        mut w in start(),
+        commands in prop::collection::vec((command(), 0u64..4_000_000), 1..150),
+    ) {
+        for (command, later) in commands {
+            w.now += if later % 10 == 0 { later } else { 10 };
+            let command = in_time(aim(&w.state, command), w.now);
+            w.run(command); // checks the invariants
+        }
+    }
+
+    #[test]
+    fn replicas_stay_equal_through_logs_and_snapshots(
+        mut w in start(),
+        commands in prop::collection::vec(command(), 1..60),
+        snapshot_at in 0usize..60,
+    ) {
+        let mut replica = w.state.clone();
+        for (i, command) in commands.into_iter().enumerate() {
+            let command = in_time(aim(&w.state, command), w.now);
+            let proposal = w.propose(u128::from(w.index + 1), command);
+            let bytes = encode_proposal(&proposal);
+            let read = decode_proposal(&bytes).unwrap();
+            prop_assert_eq!(&read, &proposal);
+            w.index += 1;
+            let first = apply(&mut w.state, w.index, &proposal);
+            prop_assert_eq!(apply(&mut replica, w.index, &read), first);
+            if i == snapshot_at {
+                replica = decode_state(&encode_state(&w.state)).unwrap();
+            }
+            prop_assert_eq!(&replica, &w.state);
+        }
+        prop_assert_eq!(replica.hash(), w.state.hash());
+    }
+
+    #[test]
+    fn a_fleet_that_went_through_anything_can_still_make_a_cluster(
+        mut w in start(),
+        commands in prop::collection::vec(command(), 1..80),
+    ) {
+        for command in commands {
+            let command = in_time(aim(&w.state, command), w.now);
+            w.run(command);
+        }
+        prop_assume!(w.state.fleet.is_some());
+        prop_assume!(w.state.network_named(&super::fixture::name("fresh")).is_none());
+        let ticket = w.run(Command::CreateTicket {
+            digest: crate::model::Digest::of(super::fixture::SECRET),
+            role: crate::model::TicketRole::Any,
+            network: Some(super::fixture::name("default")),
+            expires: crate::model::UnixMillis(w.now + 60_000),
+            uses: 1,
+        });
+        let Ok(crate::apply::Change::Ticket { id }) = ticket.result() else {
+            return Err(TestCaseError::fail("no ticket"));
+        };
+        w.ok(World::admit(id, super::fixture::machine("fresh", 90), None));
+        w.ok(World::assign("fresh", crate::model::Role::K3sServer, Some("fresh-k8s")));
+        w.found_cluster("fresh");
+        prop_assert_eq!(w.role("fresh").phase, Phase::Ready);
+        let c = w.cluster("fresh-k8s");
+        prop_assert_eq!(c.status, crate::model::ClusterStatus::Active);
+    }
+}
+
+/// Makes a ticket's validity count from now, as its proposer does.
+fn in_time(command: Command, now: u64) -> Command {
+    match command {
+        Command::CreateTicket {
+            digest,
+            role,
+            network,
+            expires,
+            uses,
+        } => Command::CreateTicket {
+            digest,
+            role,
+            network,
+            expires: expires.plus(now),
+            uses,
+        },
+        other => other,
+    }
+}
