@@ -8,7 +8,9 @@ use openraft::raft::TransferLeaderRequest;
 use super::net::{Frame, Transport, kind};
 use super::store::{ProposeError, ReadError, Store};
 use super::types::{Snapshot, Vote};
-use super::wire::{self, WireAppend, WireChunk, WireError, WireReply, WireTransfer, WireVoteRequest};
+use super::wire::{
+    self, WireAppend, WireChunk, WireError, WireReply, WireTransfer, WireVoteRequest,
+};
 
 /// No snapshot of ours comes near this; a sender that claims more is refused.
 const SNAPSHOT_MAX: u64 = 512 * 1024 * 1024;
@@ -59,39 +61,75 @@ impl<T: Transport> Store<T> {
             }
             kind::VOTE | kind::PRE_VOTE => {
                 let rpc = wire::decode::<WireVoteRequest>(body, "vote").map_err(malformed)?;
-                let rpc = wire::get_vote_request(&rpc);
+                let rpc = wire::get_vote_request(&rpc).map_err(malformed)?;
                 let answer = if frame.kind == kind::VOTE {
                     self.raft().vote(rpc).await
                 } else {
                     self.raft().pre_vote(rpc).await
                 };
-                Ok(Frame::of(frame.kind, &wire::put_vote_response(&answer.map_err(stopped)?)))
+                Ok(Frame::of(
+                    frame.kind,
+                    &wire::put_vote_response(&answer.map_err(stopped)?),
+                ))
             }
             kind::SNAPSHOT => self.handle_chunk(from, body).await,
             kind::TRANSFER => {
                 let t = wire::decode::<WireTransfer>(body, "transfer").map_err(malformed)?;
-                let last = t.last.as_ref().map(wire::get_log_id);
-                let request = TransferLeaderRequest::new(wire::get_vote(&t.from), t.to, last);
+                let last = t
+                    .last
+                    .as_ref()
+                    .map(wire::get_log_id)
+                    .transpose()
+                    .map_err(malformed)?;
+                let from = wire::get_vote(&t.from).map_err(malformed)?;
+                let request = TransferLeaderRequest::new(from, t.to, last);
                 // A refusal by openraft is no failure of the frame: the ordinary election follows.
-                let _ = self.raft().handle_transfer_leader(request).await.map_err(stopped)?;
+                let _ = self
+                    .raft()
+                    .handle_transfer_leader(request)
+                    .await
+                    .map_err(stopped)?;
                 Ok(Frame::of(kind::TRANSFER, &WireReply::default()))
             }
             kind::PROPOSE => {
                 let reply = match self.propose_here(body.to_vec()).await {
-                    Ok((index, outcome)) => WireReply { status: 0, index, outcome },
-                    Err(ProposeError::NotLeader) => WireReply { status: 1, ..Default::default() },
+                    Ok((index, outcome)) => WireReply {
+                        status: 0,
+                        index,
+                        outcome,
+                    },
+                    Err(ProposeError::NotLeader) => WireReply {
+                        status: 1,
+                        ..Default::default()
+                    },
                     Err(ProposeError::NoQuorum { .. } | ProposeError::NoLeader { .. }) => {
-                        WireReply { status: 2, ..Default::default() }
+                        WireReply {
+                            status: 2,
+                            ..Default::default()
+                        }
                     }
-                    Err(_) => WireReply { status: 3, ..Default::default() },
+                    Err(_) => WireReply {
+                        status: 3,
+                        ..Default::default()
+                    },
                 };
                 Ok(Frame::of(kind::PROPOSE, &reply))
             }
             kind::READ_INDEX => {
                 let reply = match self.read_index_here().await {
-                    Ok(index) => WireReply { status: 0, index, ..Default::default() },
-                    Err(ReadError::NoQuorum { .. }) => WireReply { status: 2, ..Default::default() },
-                    Err(_) => WireReply { status: 1, ..Default::default() },
+                    Ok(index) => WireReply {
+                        status: 0,
+                        index,
+                        ..Default::default()
+                    },
+                    Err(ReadError::NoQuorum { .. }) => WireReply {
+                        status: 2,
+                        ..Default::default()
+                    },
+                    Err(_) => WireReply {
+                        status: 1,
+                        ..Default::default()
+                    },
                 };
                 Ok(Frame::of(kind::READ_INDEX, &reply))
             }
@@ -101,14 +139,24 @@ impl<T: Transport> Store<T> {
 
     async fn handle_chunk(&self, from: u64, body: &[u8]) -> Answer {
         let chunk = wire::decode::<WireChunk>(body, "snapshot").map_err(malformed)?;
-        let vote = wire::get_vote(&chunk.vote);
-        let whole = self.arriving().take(from, &chunk, vote).map_err(malformed)?;
+        let vote = wire::get_vote(&chunk.vote).map_err(malformed)?;
+        let whole = self
+            .arriving()
+            .take(from, &chunk, vote)
+            .map_err(malformed)?;
         let answer = match whole {
             None => vote,
             Some(bytes) => {
                 let meta = wire::get_meta(&chunk.meta).map_err(malformed)?;
-                let snapshot = Snapshot { meta, snapshot: bytes };
-                self.raft().install_full_snapshot(vote, snapshot).await.map_err(stopped)?.vote
+                let snapshot = Snapshot {
+                    meta,
+                    snapshot: bytes,
+                };
+                self.raft()
+                    .install_full_snapshot(vote, snapshot)
+                    .await
+                    .map_err(stopped)?
+                    .vote
             }
         };
         Ok(Frame::of(kind::SNAPSHOT, &wire::put_vote(&answer)))
@@ -123,9 +171,17 @@ impl Arriving {
         }
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if chunk.offset == 0 {
-            all.insert(from, Partial { vote, bytes: Vec::new() });
+            all.insert(
+                from,
+                Partial {
+                    vote,
+                    bytes: Vec::new(),
+                },
+            );
         }
-        let partial = all.get_mut(&from).ok_or(WireError("snapshot without a beginning"))?;
+        let partial = all
+            .get_mut(&from)
+            .ok_or(WireError("snapshot without a beginning"))?;
         let have = partial.bytes.len() as u64;
         let fits = have.saturating_add(chunk.data.len() as u64) <= chunk.total;
         if partial.vote != vote || have != chunk.offset || !fits {

@@ -43,20 +43,30 @@ impl LogStore {
         let mut live = Live::default();
         for (index, bytes) in loaded.log {
             let record = Record::from_bytes(&bytes).map_err(invalid)?;
-            live.log.insert(index, wire::get_entry(record).map_err(invalid)?);
+            live.log
+                .insert(index, wire::get_entry(record).map_err(invalid)?);
         }
         let log_id = |key| -> io::Result<Option<LogId>> {
             let bytes = loaded.meta.get(&key);
-            let found = bytes.map(|b| WireLogId::decode(b.as_slice()).map_err(invalid)).transpose()?;
-            Ok(found.as_ref().map(wire::get_log_id))
+            let found = bytes
+                .map(|b| WireLogId::decode(b.as_slice()).map_err(invalid))
+                .transpose()?;
+            found
+                .as_ref()
+                .map(wire::get_log_id)
+                .transpose()
+                .map_err(invalid)
         };
         live.committed = log_id(MetaKey::Committed)?;
         live.purged = log_id(MetaKey::Purged)?;
         if let Some(bytes) = loaded.meta.get(&MetaKey::Vote) {
             let vote = WireVote::decode(bytes.as_slice()).map_err(invalid)?;
-            live.vote = Some(wire::get_vote(&vote));
+            live.vote = Some(wire::get_vote(&vote).map_err(invalid)?);
         }
-        Ok(Self { disk, live: Arc::new(Mutex::new(live)) })
+        Ok(Self {
+            disk,
+            live: Arc::new(Mutex::new(live)),
+        })
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -70,7 +80,9 @@ impl LogStore {
             let _ = tx.send(result);
         });
         self.disk.commit(batch, done);
-        rx.await.map_err(io::Error::other)?.map_err(io::Error::other)
+        rx.await
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)
     }
 }
 
@@ -79,7 +91,12 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        Ok(self.live().log.range(range).map(|(_, e)| e.clone()).collect())
+        Ok(self
+            .live()
+            .log
+            .range(range)
+            .map(|(_, e)| e.clone())
+            .collect())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -93,7 +110,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let live = self.live();
         let last = live.log.last_key_value().map(|(_, e)| e.log_id);
-        Ok(LogState { last_purged_log_id: live.purged, last_log_id: last.or(live.purged) })
+        Ok(LogState {
+            last_purged_log_id: live.purged,
+            last_log_id: last.or(live.purged),
+        })
     }
 
     async fn get_log_reader(&mut self) -> Self::LogReader {
@@ -101,7 +121,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
-        self.commit(vec![Write::Meta(MetaKey::Vote, wire::put_vote(vote).encode_to_vec())]).await?;
+        self.commit(vec![Write::Meta(
+            MetaKey::Vote,
+            wire::put_vote(vote).encode_to_vec(),
+        )])
+        .await?;
         self.live().vote = Some(*vote);
         Ok(())
     }
@@ -120,7 +144,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(self.live().committed)
     }
 
-    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: IOFlushed<TypeConfig>,
+    ) -> Result<(), io::Error>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
@@ -131,8 +159,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             bytes: wire::put_entry(e).to_bytes(),
         };
         let batch = entries.iter().map(write).collect();
-        self.live().log.extend(entries.into_iter().map(|e| (e.log_id.index, e)));
-        let done: Done = Box::new(move |result| callback.io_completed(result.map_err(io::Error::other)));
+        self.live()
+            .log
+            .extend(entries.into_iter().map(|e| (e.log_id.index, e)));
+        let done: Done =
+            Box::new(move |result| callback.io_completed(result.map_err(io::Error::other)));
         self.disk.commit(batch, done);
         Ok(())
     }

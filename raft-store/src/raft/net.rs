@@ -15,7 +15,9 @@ use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use prost::Message;
 
 use super::types::{Member, Snapshot, TypeConfig, Vote};
-use super::wire::{self, WireAppended, WireChunk, WireReply, WireTransfer, WireVote, WireVoteResponse};
+use super::wire::{
+    self, WireAppended, WireChunk, WireReply, WireTransfer, WireVote, WireVoteResponse,
+};
 
 /// Kinds of frames. 1 to 31 are this crate's, the daemon's own begin at 32.
 pub mod kind {
@@ -52,7 +54,10 @@ pub struct Frame {
 impl Frame {
     /// Makes a frame of a message.
     pub(crate) fn of(kind: u32, message: &impl Message) -> Self {
-        Self { kind, body: message.encode_to_vec().into() }
+        Self {
+            kind,
+            body: message.encode_to_vec().into(),
+        }
     }
 }
 
@@ -95,7 +100,10 @@ impl<T: Transport> RaftNetworkFactory<TypeConfig> for Network<T> {
     type Network = Peer<T>;
 
     async fn new_client(&mut self, to: u64, _node: &Member) -> Peer<T> {
-        Peer { transport: self.0.clone(), to }
+        Peer {
+            transport: self.0.clone(),
+            to,
+        }
     }
 }
 
@@ -116,27 +124,51 @@ fn malformed(e: wire::WireError) -> RPCError<TypeConfig> {
 
 impl<T: Transport> Peer<T> {
     async fn ask<R: Message + Default>(&self, frame: Frame, deadline: Duration) -> Rpc<R> {
-        let answer = self.transport.call(self.to, frame, deadline).await.map_err(|e| rpc_error(&e))?;
+        let answer = self
+            .transport
+            .call(self.to, frame, deadline)
+            .await
+            .map_err(|e| rpc_error(&e))?;
         wire::decode(&answer.body, "answer").map_err(malformed)
     }
 
-    async fn ask_vote(&self, kind: u32, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+    async fn ask_vote(
+        &self,
+        kind: u32,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
         let frame = Frame::of(kind, &wire::put_vote_request(&rpc));
         let answer: WireVoteResponse = self.ask(frame, option.hard_ttl()).await?;
-        Ok(wire::get_vote_response(&answer))
+        wire::get_vote_response(&answer).map_err(malformed)
     }
 
-    async fn send_snapshot(&self, vote: Vote, snapshot: Snapshot, per_chunk: Duration) -> Rpc<Vote> {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot,
+        per_chunk: Duration,
+    ) -> Rpc<Vote> {
         let total = snapshot.snapshot.len() as u64;
         let meta = wire::put_meta(&snapshot.meta);
         let mut offset = 0u64;
         loop {
-            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(snapshot.snapshot.len());
+            let from = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(snapshot.snapshot.len());
             let to = (from + CHUNK).min(snapshot.snapshot.len());
             let data = snapshot.snapshot[from..to].to_vec();
-            let chunk = WireChunk { vote: wire::put_vote(&vote), meta: meta.clone(), offset, total, data };
-            let answer: WireVote = self.ask(Frame::of(kind::SNAPSHOT, &chunk), per_chunk).await?;
-            let answered = wire::get_vote(&answer);
+            let chunk = WireChunk {
+                vote: wire::put_vote(&vote),
+                meta: meta.clone(),
+                offset,
+                total,
+                data,
+            };
+            let answer: WireVote = self
+                .ask(Frame::of(kind::SNAPSHOT, &chunk), per_chunk)
+                .await?;
+            let answered = wire::get_vote(&answer).map_err(malformed)?;
             offset = to as u64;
             if offset >= total || answered > vote {
                 return Ok(answered);
@@ -158,11 +190,19 @@ impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
         wire::get_appended(&answer).map_err(malformed)
     }
 
-    async fn vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
         self.ask_vote(kind::VOTE, rpc, option).await
     }
 
-    async fn pre_vote(&mut self, rpc: VoteRequest<TypeConfig>, option: RPCOption) -> Rpc<VoteResponse<TypeConfig>> {
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
         self.ask_vote(kind::PRE_VOTE, rpc, option).await
     }
 
@@ -200,7 +240,9 @@ impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
             last: req.last_log_id().map(wire::put_log_id),
         };
         // A refusal is followed by the ordinary election, so its detail is not carried.
-        let _: WireReply = self.ask(Frame::of(kind::TRANSFER, &message), option.hard_ttl()).await?;
+        let _: WireReply = self
+            .ask(Frame::of(kind::TRANSFER, &message), option.hard_ttl())
+            .await?;
         Ok(Ok(()))
     }
 }

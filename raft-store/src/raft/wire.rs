@@ -14,13 +14,19 @@ use super::types::{
 };
 use crate::disk::Record;
 
+/// No term or index comes near this; openraft adds to them without looking.
+const NUMBER_MAX: u64 = u64::MAX / 2;
+
 /// Why a frame was not understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed frame: {0}")]
 pub struct WireError(pub &'static str);
 
 /// Decodes a message, naming it in the error.
-pub(crate) fn decode<M: Message + Default>(bytes: &[u8], what: &'static str) -> Result<M, WireError> {
+pub(crate) fn decode<M: Message + Default>(
+    bytes: &[u8],
+    what: &'static str,
+) -> Result<M, WireError> {
     M::decode(bytes).map_err(|_| WireError(what))
 }
 
@@ -166,24 +172,59 @@ pub(crate) struct WireReply {
 }
 
 pub(crate) fn put_vote(v: &Vote) -> WireVote {
-    WireVote { term: v.leader_id.term, node: v.leader_id.node_id, committed: v.committed }
+    WireVote {
+        term: v.leader_id.term,
+        node: v.leader_id.node_id,
+        committed: v.committed,
+    }
 }
 
-pub(crate) fn get_vote(v: &WireVote) -> Vote {
-    Vote { leader_id: LeaderId { term: v.term, node_id: v.node }, committed: v.committed }
+pub(crate) fn get_vote(v: &WireVote) -> Result<Vote, WireError> {
+    let leader_id = get_leader_id(v.term, v.node)?;
+    Ok(Vote {
+        leader_id,
+        committed: v.committed,
+    })
+}
+
+fn get_leader_id(term: u64, node_id: u64) -> Result<LeaderId<u64, u64>, WireError> {
+    if term > NUMBER_MAX {
+        return Err(WireError("term is larger than any term"));
+    }
+    Ok(LeaderId { term, node_id })
 }
 
 pub(crate) fn put_log_id(id: &LogId) -> WireLogId {
-    WireLogId { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index }
+    WireLogId {
+        term: id.leader_id.term,
+        node: id.leader_id.node_id,
+        index: id.index,
+    }
 }
 
-pub(crate) fn get_log_id(id: &WireLogId) -> LogId {
-    LogId { leader_id: LeaderId { term: id.term, node_id: id.node }, index: id.index }
+pub(crate) fn get_log_id(id: &WireLogId) -> Result<LogId, WireError> {
+    let leader_id = get_leader_id(id.term, id.node)?;
+    if id.index > NUMBER_MAX {
+        return Err(WireError("index is larger than any index"));
+    }
+    Ok(LogId {
+        leader_id,
+        index: id.index,
+    })
+}
+
+fn get_maybe_log_id(id: Option<&WireLogId>) -> Result<Option<LogId>, WireError> {
+    id.map(get_log_id).transpose()
 }
 
 fn put_membership(m: &Membership, at: Option<&LogId>) -> WireMembership {
-    let ids = |set: &BTreeSet<u64>| WireIds { ids: set.iter().copied().collect() };
-    let node = |(id, n): (&u64, &Member)| WireNode { id: *id, uuid: n.uuid.as_bytes().to_vec() };
+    let ids = |set: &BTreeSet<u64>| WireIds {
+        ids: set.iter().copied().collect(),
+    };
+    let node = |(id, n): (&u64, &Member)| WireNode {
+        id: *id,
+        uuid: n.uuid.as_bytes().to_vec(),
+    };
     WireMembership {
         configs: m.get_joint_config().iter().map(ids).collect(),
         nodes: m.nodes().map(node).collect(),
@@ -192,7 +233,11 @@ fn put_membership(m: &Membership, at: Option<&LogId>) -> WireMembership {
 }
 
 fn get_membership(m: &WireMembership) -> Result<Membership, WireError> {
-    let configs = m.configs.iter().map(|c| c.ids.iter().copied().collect()).collect();
+    let configs = m
+        .configs
+        .iter()
+        .map(|c| c.ids.iter().copied().collect())
+        .collect();
     let nodes: Result<BTreeMap<u64, Member>, WireError> = m
         .nodes
         .iter()
@@ -211,7 +256,13 @@ pub(crate) fn put_entry(e: &Entry) -> Record {
         EntryPayload::Membership(m) => (2, put_membership(m, None).encode_to_vec()),
     };
     let LogId { leader_id, index } = e.log_id;
-    Record { term: leader_id.term, leader: leader_id.node_id, kind, payload, index }
+    Record {
+        term: leader_id.term,
+        leader: leader_id.node_id,
+        kind,
+        payload,
+        index,
+    }
 }
 
 pub(crate) fn get_entry(r: Record) -> Result<Entry, WireError> {
@@ -221,8 +272,12 @@ pub(crate) fn get_entry(r: Record) -> Result<Entry, WireError> {
         2 => EntryPayload::Membership(get_membership(&decode(&r.payload, "membership entry")?)?),
         _ => return Err(WireError("entry of an unknown kind")),
     };
-    let leader_id = LeaderId { term: r.term, node_id: r.leader };
-    Ok(Entry { log_id: LogId { leader_id, index: r.index }, payload })
+    let log_id = get_log_id(&WireLogId {
+        term: r.term,
+        node: r.leader,
+        index: r.index,
+    })?;
+    Ok(Entry { log_id, payload })
 }
 
 pub(crate) fn put_meta(m: &SnapshotMeta) -> WireSnapshotMeta {
@@ -234,14 +289,14 @@ pub(crate) fn put_meta(m: &SnapshotMeta) -> WireSnapshotMeta {
 }
 
 pub(crate) fn get_meta(m: &WireSnapshotMeta) -> Result<SnapshotMeta, WireError> {
-    let at = m.membership.at.as_ref().map(get_log_id);
+    let at = get_maybe_log_id(m.membership.at.as_ref())?;
     let membership = if m.membership.configs.is_empty() {
         Membership::default()
     } else {
         get_membership(&m.membership)?
     };
     Ok(SnapshotMeta {
-        last_log_id: m.last.as_ref().map(get_log_id),
+        last_log_id: get_maybe_log_id(m.last.as_ref())?,
         last_membership: StoredMembership::new(at, membership),
     })
 }
@@ -258,17 +313,20 @@ pub(crate) fn put_append(r: &AppendEntriesRequest<TypeConfig>) -> WireAppend {
 pub(crate) fn get_append(r: WireAppend) -> Result<AppendEntriesRequest<TypeConfig>, WireError> {
     let entries: Result<Vec<Entry>, WireError> = r.entries.into_iter().map(get_entry).collect();
     let entries = entries?;
-    let prev_log_id = r.prev.as_ref().map(get_log_id);
-    let first = prev_log_id.map_or(0, |p| p.index.saturating_add(1));
-    let gapless = entries.iter().zip(first..).all(|(e, index)| e.log_id.index == index);
+    let prev_log_id = get_maybe_log_id(r.prev.as_ref())?;
+    let first = prev_log_id.map_or(0, |p| p.index + 1);
+    let gapless = entries
+        .iter()
+        .zip(first..)
+        .all(|(e, index)| e.log_id.index == index);
     if !gapless {
         return Err(WireError("entries are not consecutive"));
     }
     Ok(AppendEntriesRequest {
-        vote: get_vote(&r.vote),
+        vote: get_vote(&r.vote)?,
         prev_log_id,
         entries,
-        leader_commit: r.commit.as_ref().map(get_log_id),
+        leader_commit: get_maybe_log_id(r.commit.as_ref())?,
     })
 }
 
@@ -282,12 +340,16 @@ pub(crate) fn put_appended(r: &AppendEntriesResponse<TypeConfig>) -> WireAppende
     WireAppended { kind, log_id, vote }
 }
 
-pub(crate) fn get_appended(r: &WireAppended) -> Result<AppendEntriesResponse<TypeConfig>, WireError> {
+pub(crate) fn get_appended(
+    r: &WireAppended,
+) -> Result<AppendEntriesResponse<TypeConfig>, WireError> {
     match (r.kind, &r.vote) {
         (1, _) => Ok(AppendEntriesResponse::Success),
-        (2, _) => Ok(AppendEntriesResponse::PartialSuccess(r.log_id.as_ref().map(get_log_id))),
+        (2, _) => Ok(AppendEntriesResponse::PartialSuccess(get_maybe_log_id(
+            r.log_id.as_ref(),
+        )?)),
         (3, _) => Ok(AppendEntriesResponse::Conflict),
-        (4, Some(v)) => Ok(AppendEntriesResponse::HigherVote(get_vote(v))),
+        (4, Some(v)) => Ok(AppendEntriesResponse::HigherVote(get_vote(v)?)),
         _ => Err(WireError("append answer of an unknown kind")),
     }
 }
@@ -300,12 +362,12 @@ pub(crate) fn put_vote_request(r: &VoteRequest<TypeConfig>) -> WireVoteRequest {
     }
 }
 
-pub(crate) fn get_vote_request(r: &WireVoteRequest) -> VoteRequest<TypeConfig> {
-    VoteRequest {
-        vote: get_vote(&r.vote),
-        last_log_id: r.last.as_ref().map(get_log_id),
+pub(crate) fn get_vote_request(r: &WireVoteRequest) -> Result<VoteRequest<TypeConfig>, WireError> {
+    Ok(VoteRequest {
+        vote: get_vote(&r.vote)?,
+        last_log_id: get_maybe_log_id(r.last.as_ref())?,
         leadership_transfer: r.transfer,
-    }
+    })
 }
 
 pub(crate) fn put_vote_response(r: &VoteResponse<TypeConfig>) -> WireVoteResponse {
@@ -316,10 +378,12 @@ pub(crate) fn put_vote_response(r: &VoteResponse<TypeConfig>) -> WireVoteRespons
     }
 }
 
-pub(crate) fn get_vote_response(r: &WireVoteResponse) -> VoteResponse<TypeConfig> {
-    VoteResponse {
-        vote: get_vote(&r.vote),
+pub(crate) fn get_vote_response(
+    r: &WireVoteResponse,
+) -> Result<VoteResponse<TypeConfig>, WireError> {
+    Ok(VoteResponse {
+        vote: get_vote(&r.vote)?,
         vote_granted: r.granted,
-        last_log_id: r.last.as_ref().map(get_log_id),
-    }
+        last_log_id: get_maybe_log_id(r.last.as_ref())?,
+    })
 }
