@@ -1,11 +1,15 @@
 //! Whatever is asked in whatever order, the invariants hold and replicas stay equal. Pure.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 use super::fixture::World;
 use super::generator::{aim, command};
 use crate::apply::codec::{decode_proposal, decode_state, encode_proposal, encode_state};
-use crate::apply::{Command, apply};
+use crate::apply::{Command, Outcome, apply};
 use crate::model::Phase;
 
 fn config() -> ProptestConfig {
@@ -22,6 +26,54 @@ fn start() -> impl Strategy<Value = World> {
         Just(World::lab(1, 1)),
         Just(World::lab(3, 2)),
     ]
+}
+
+/// A generator that is refused everything would prove nothing: each kind of command must succeed, and be
+/// refused, and clusters, drains and moves must come about.
+#[test]
+fn the_generator_reaches_far() {
+    let mut runner = TestRunner::deterministic();
+    let all = (start(), prop::collection::vec(command(), 150));
+    let mut reached: BTreeMap<String, u32> = BTreeMap::new();
+    for _ in 0..150 {
+        let (mut w, commands) = all.new_tree(&mut runner).unwrap().current();
+        for command in commands {
+            let command = in_time(aim(&w.state, command), w.now);
+            let kind = serde_json::to_value(&command).unwrap()["do"].to_string();
+            let last = w.state.events.last();
+            let verdict = match w.run(command) {
+                Outcome::Rejected { .. } => "refused",
+                Outcome::Done { .. } | Outcome::Duplicate { .. } => "done",
+            };
+            *reached.entry(format!("{kind} {verdict}")).or_default() += 1;
+            for kind in w.kinds(last) {
+                *reached.entry(kind.to_owned()).or_default() += 1;
+            }
+        }
+    }
+    for wanted in [
+        "node.replaced",
+        "k3s.handshake.bootstrap",
+        "k3s.cluster.lost",
+        "k3s.cluster.removed",
+        "k3s.handshake.join_target_ambiguous",
+        "sdwan.virtual_ip.failover_completed",
+        "instance.drained",
+        "\"found_fleet\" done",
+        "\"admit_node\" refused",
+        "\"prepare_vip\" done",
+        "\"move_vip\" refused",
+        "\"report_pods\" done",
+        "\"report_pods\" refused",
+        "\"report_phase\" refused",
+        "\"create_cluster\" done",
+        "\"create_cluster\" refused",
+        "\"drain\" refused",
+        "\"note\" refused",
+    ] {
+        let times = reached.get(wanted).copied().unwrap_or(0);
+        assert!(times >= 5, "{wanted}: only {times} times; {reached:#?}");
+    }
 }
 
 proptest! {
