@@ -22,7 +22,7 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         2 => networks(),
         4 => clusters(),
         12 => reports(),
-        5 => moves(),
+        8 => moves(),
         1 => odds(),
     ]
 }
@@ -58,7 +58,8 @@ pub(crate) fn aim(state: &State, command: Command) -> Command {
         Command::ReportDrain {
             node, epoch, step, ..
         } => {
-            aim_node(node);
+            let drained = state.nodes.values().filter(|n| n.drain.is_some());
+            node.0 = pick(node.0, drained.map(|n| n.id.0).collect());
             let d = state.nodes.get(node).and_then(|n| n.drain.as_ref());
             if let Some(d) = d.filter(|_| *epoch > 0) {
                 (*epoch, *step) = (d.epoch, d.step);
@@ -146,8 +147,8 @@ fn admission() -> impl Strategy<Value = Command> {
     });
     let remove = (node_name(), any::<bool>());
     prop_oneof![
-        3 => ticket,
-        6 => admit,
+        6 => ticket,
+        12 => admit,
         1 => (0u64..8).prop_map(|t| Command::RevokeTicket { id: TicketId(t) }),
         1 => remove.prop_map(|(name, force)| Command::RemoveNode { name, force }),
         1 => (0u64..8).prop_map(|n| Command::HandKey { node: NodeId(n), key_box: Sealed(vec![1]) }),
@@ -273,7 +274,7 @@ fn moves() -> impl Strategy<Value = Command> {
         0u64..8,
         0u64..9,
         step,
-        any::<bool>(),
+        prop::bool::weighted(0.8),
         option::of("[a-z]{0,9}"),
     );
     let to = || {
@@ -288,7 +289,7 @@ fn moves() -> impl Strategy<Value = Command> {
         2 => drain.prop_map(|(node, stop, ms, force)| Command::Drain {
             node, stop, timeout_ms: u64::from(ms), force,
         }),
-        3 => report.prop_map(|(node, epoch, step, done, message)| Command::ReportDrain {
+        9 => report.prop_map(|(node, epoch, step, done, message)| Command::ReportDrain {
             node: NodeId(node), epoch, step, done, message,
         }),
         1 => node_name().prop_map(|node| Command::Undrain { node }),
@@ -302,7 +303,7 @@ fn moves() -> impl Strategy<Value = Command> {
 }
 
 fn odds() -> impl Strategy<Value = Command> {
-    let note = ("[a-z.]{1,20}", 0u64..8, any::<i64>(), 0usize..40);
+    let note = ("test[.][abc]", 0u64..8, any::<i64>(), 0usize..40);
     let note = note.prop_map(|(kind, n, value, depth)| Command::Note {
         kind,
         severity: Severity::Medium,

@@ -23,6 +23,7 @@ fn start() -> impl Strategy<Value = World> {
     prop_oneof![
         Just(World::empty()),
         Just(World::fleet(3)),
+        Just(World::fleet(7)),
         Just(World::lab(1, 1)),
         Just(World::lab(3, 2)),
     ]
