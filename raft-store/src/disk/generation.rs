@@ -222,7 +222,9 @@ fn load(from: &Generation, acknowledged: u64) -> Result<Loaded, OpenFailure> {
     }
     let mut loaded = Loaded::default();
     let mut expected = from.floor.map(|floor| floor + 1);
-    for row in from.log.iter() {
+    // Below the floor lies only what a purge had no time to remove.
+    let first = expected.unwrap_or(0);
+    for row in from.log.range(first.to_be_bytes()..) {
         let (key, value) = row?;
         let Ok(key) = <[u8; 8]>::try_from(key.as_ref()) else {
             return damaged("a log key has the wrong length".into());

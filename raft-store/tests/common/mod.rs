@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raft_store::apply::{Command, FoundFleet, NewNode, Outcome, Proposal};
+use raft_store::disk::OpenError;
 use raft_store::model::{PublicKey, RequestId, Sealed, Severity, State, UnixMillis};
 use raft_store::raft::{
     Frame, Profile, ProposeError, Store, StoreConfig, StoreError, Transport, TransportError,
@@ -191,7 +192,7 @@ impl Fleet {
             match Store::open(&dir, &config, self.wire(id)).await {
                 Ok(store) => break store,
                 // Its tasks of before may need a moment to let go of the lock.
-                Err(StoreError::Open(_)) if Instant::now() < until => {
+                Err(StoreError::Open(OpenError::InUse(_))) if Instant::now() < until => {
                     sleep(Duration::from_millis(20)).await;
                 }
                 Err(e) => panic!("node {id} does not start: {e}"),
