@@ -81,10 +81,9 @@ fn standing(state: &State, vip: &Vip, holder: NodeId, seen: &Liveness, now: Inst
     if node.server_in(vip.cluster).is_none() {
         return Standing::Should(MoveReason::Drain);
     }
-    if let Some(drain) = &node.drain {
-        if drain.step >= DrainStep::MoveVip {
-            return Standing::Should(MoveReason::Drain);
-        }
+    let drain = node.drain.as_ref();
+    if drain.is_some_and(|d| d.step >= DrainStep::MoveVip) {
+        return Standing::Should(MoveReason::Drain);
     }
     let unready = seen.seen(holder).and_then(|s| s.unready_since);
     if unready.is_some_and(|since| now.saturating_duration_since(since) >= UNREADY) {

@@ -125,8 +125,9 @@ proptest! {
             let command = in_time(aim(&w.state, command), w.now);
             w.run(command);
         }
-        prop_assume!(w.state.fleet.is_some());
-        prop_assume!(w.state.network_named(&super::fixture::name("fresh")).is_none());
+        if w.state.fleet.is_none() {
+            w.ok(Command::FoundFleet(super::fixture::founding()));
+        }
         let ticket = w.run(Command::CreateTicket {
             digest: crate::model::Digest::of(super::fixture::SECRET),
             role: crate::model::TicketRole::Any,
