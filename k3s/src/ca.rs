@@ -107,6 +107,14 @@ impl CaBundle {
     }
 }
 
+/// Every file that a bundle lays, below `server/tls`.
+pub(crate) fn paths() -> Vec<PathBuf> {
+    AUTHORITIES
+        .iter()
+        .flat_map(|name| ["key", "crt"].map(|suffix| PathBuf::from(format!("{name}.{suffix}"))))
+        .collect()
+}
+
 struct Signer {
     params: CertificateParams,
     key: KeyPair,

@@ -6,8 +6,9 @@ use tokio::time::Instant;
 
 use crate::host::{Host, HostError};
 use crate::observe::{Captured, Health, Observed, Phase, Probe, Turn};
-use crate::spec::Spec;
+use crate::spec::{RoleKind, Spec};
 use crate::step::step;
+use crate::token::{Token, agent_token};
 
 /// How long one look or one change may take before the turn gives up on it.
 const HOST_DEADLINE: Duration = Duration::from_secs(20);
@@ -19,7 +20,7 @@ const RETRY: Duration = Duration::from_secs(2);
 pub struct Driver<H> {
     host: H,
     health: Option<Health>,
-    ever_ready: bool,
+    ready_once: bool,
 }
 
 impl<H: Host> Driver<H> {
@@ -28,7 +29,7 @@ impl<H: Host> Driver<H> {
         Self {
             host,
             health: None,
-            ever_ready: false,
+            ready_once: false,
         }
     }
 
@@ -57,12 +58,8 @@ impl<H: Host> Driver<H> {
             }
         }
         let health = self.judge(&seen, now);
-        let phase = self.phase(next.phase, &health);
-        let captured = if health.ready == Some(true) {
-            captured(&seen)
-        } else {
-            None
-        };
+        self.ready_once |= health.ready == Some(true);
+        let captured = captured(spec, &seen).filter(|_| health.ready == Some(true));
         let version = match &seen.binary {
             crate::observe::Binary::Present(binary) => Some(binary.version.text.clone()),
             crate::observe::Binary::Missing { .. } | crate::observe::Binary::Fetching { .. } => {
@@ -70,7 +67,7 @@ impl<H: Host> Driver<H> {
             }
         };
         Turn {
-            phase,
+            phase: next.phase,
             waiting_for,
             version,
             captured,
@@ -78,23 +75,6 @@ impl<H: Host> Driver<H> {
             left_out: next.left_out,
             changed,
             wake: next.wake,
-        }
-    }
-
-    fn phase(&mut self, stepped: Phase, health: &Health) -> Phase {
-        match stepped {
-            Phase::Ready => {
-                self.ever_ready = true;
-                Phase::Ready
-            }
-            Phase::Starting | Phase::Joining if self.ever_ready && health.ready == Some(false) => {
-                Phase::Degraded
-            }
-            Phase::Absent => {
-                self.ever_ready = false;
-                Phase::Absent
-            }
-            other => other,
         }
     }
 
@@ -131,7 +111,7 @@ impl<H: Host> Driver<H> {
         };
         self.health = Some(health.clone());
         Turn {
-            phase: if self.ever_ready {
+            phase: if self.ready_once {
                 Phase::Degraded
             } else {
                 Phase::Installing
@@ -149,14 +129,24 @@ impl<H: Host> Driver<H> {
     }
 }
 
-fn captured(seen: &Observed) -> Option<Captured> {
+/// The credentials, if all of them are there and whole.
+fn captured(spec: &Spec, seen: &Observed) -> Option<Captured> {
+    let Spec::Run(run) = spec else { return None };
+    if run.role.kind() != RoleKind::Server {
+        return None;
+    }
     let found = &seen.credentials;
-    let server_token = found.server_token.clone()?;
+    let server_token = Token::parse(found.server_token.as_ref()?.expose())
+        .ok()?
+        .text();
+    let agent_token = agent_token(
+        found.agent_token.as_ref(),
+        &server_token,
+        run.agent_token.as_ref(),
+    )
+    .ok()?;
     Some(Captured {
-        agent_token: found
-            .agent_token
-            .clone()
-            .unwrap_or_else(|| server_token.clone()),
+        agent_token,
         kubeconfig: found.kubeconfig.clone()?,
         server_ca: found.server_ca.clone()?,
         server_token,

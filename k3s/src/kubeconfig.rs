@@ -71,7 +71,7 @@ pub fn merge_kubeconfig(existing: &str, addition: &Secret) -> Result<Secret, Kub
     root.entry("apiVersion".into()).or_insert("v1".into());
     root.entry("kind".into()).or_insert("Config".into());
     for list in ["clusters", "users", "contexts"] {
-        let mut entries = match root.remove(list) {
+        let mut entries = match root.get(list).cloned() {
             None | Some(Value::Null) => Vec::new(),
             Some(Value::Sequence(entries)) => entries,
             Some(_) => return Err(KubeconfigError::Existing(format!("`{list}` is not a list"))),

@@ -1,38 +1,44 @@
 //! What was seen on the host, and what a turn reports. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+
 use tokio::time::Instant;
 
 use crate::release::Version;
+use crate::render::Layout;
 use crate::secret::Secret;
 use crate::spec::RoleKind;
 
 /// Everything that the host could see, taken anew on each turn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observed {
+    /// Where K3s' files lie on this host.
+    pub layout: Layout,
+    /// Whether K3s runs as units of systemd here.
+    pub systemd: bool,
     /// The binary that the spec asks for.
     pub binary: Binary,
     /// The K3s that runs, or does not.
     pub unit: Unit,
-    /// SHA-256 of each file that was rendered last and still is on disk unchanged, under its path.
-    pub files: std::collections::BTreeMap<PathBuf, String>,
+    /// SHA-256 in hexadecimal of each file of [`Layout::ours`] that exists, and of the authority's files.
+    pub files: BTreeMap<PathBuf, String>,
     /// What earlier turns left on disk about this host's K3s.
     pub marker: Option<Marker>,
+    /// A K3s that is not ours, in words.
+    pub foreign: Option<String>,
     /// Whether an etcd member's data are in the data directory.
     pub etcd_data: bool,
-    /// Whether anything of K3s is left on the host (data, mounts, interfaces, units).
-    pub leftovers: bool,
-    /// Whether the certificate authority's files are in the data directory.
-    pub ca_laid: bool,
     /// The outcome of the health probe.
     pub probe: Probe,
     /// K3s' own credentials, where written.
     pub credentials: Credentials,
-    /// A long task under way, in words with its progress.
-    pub busy: Option<String>,
+    /// A wipe under way, in words.
+    pub wiping: Option<String>,
     /// The last lines of K3s' log, newest last.
     pub log_tail: Vec<String>,
+    /// The size of a supervised process' log.
+    pub log_bytes: u64,
 }
 
 /// The binary that the spec asks for.
@@ -69,10 +75,10 @@ pub struct Installed {
 pub enum Unit {
     /// Nothing of ours runs.
     Stopped,
-    /// It runs, or its supervisor is about to start it again.
+    /// It runs, or systemd is about to start it again; `fingerprint` is of the settings that it was started with, if known.
     Running {
         role: RoleKind,
-        started: Option<String>,
+        fingerprint: Option<String>,
     },
     /// It ended by itself; `next_try` is when the backoff is over.
     Exited {
@@ -82,11 +88,7 @@ pub enum Unit {
         next_try: Instant,
     },
     /// A stop is under way since then.
-    Stopping {
-        role: RoleKind,
-        since: Instant,
-        killed: bool,
-    },
+    Stopping { role: RoleKind, since: Instant },
 }
 
 /// What this host remembers on disk about its K3s.
@@ -96,8 +98,8 @@ pub struct Marker {
     pub incarnation: String,
     /// The role that it was.
     pub role: RoleKind,
-    /// Whether this host founded the cluster and has seen it healthy.
-    pub founded: bool,
+    /// Whether K3s was healthy in this incarnation.
+    pub established: bool,
 }
 
 /// The outcome of the health probe.
@@ -139,7 +141,7 @@ pub enum Phase {
     Joining,
     /// Healthy.
     Ready,
-    /// Was healthy in this life of the daemon, and is not now.
+    /// Was healthy before, and is not now.
     Degraded,
     /// Not running, on purpose.
     Stopped,

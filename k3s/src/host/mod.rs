@@ -7,7 +7,14 @@ use crate::observe::Observed;
 use crate::spec::Spec;
 use crate::step::Action;
 
+mod cleanup;
+mod command;
+mod files;
+mod install;
 mod linux;
+mod probe;
+mod process;
+mod systemd;
 
 pub use linux::{LinuxConfig, LinuxHost, Manager};
 

@@ -205,7 +205,7 @@ impl Kube {
 }
 
 /// The chain of causes: reqwest's own text leaves out the one that matters.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -4,6 +4,7 @@ mod client;
 mod drain;
 
 pub use client::Kube;
+pub(crate) use client::chain;
 pub use drain::EvictProgress;
 
 use std::net::IpAddr;
