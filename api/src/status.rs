@@ -123,7 +123,7 @@ pub fn from_call(e: CallError) -> Status {
             down("no_leader", WRITE, e.to_string())
         }
         CallError::Propose(e @ ProposeError::Timeout(_)) => timed_out(e.to_string()),
-        CallError::Propose(e @ ProposeError::Stopped(_)) => {
+        CallError::Propose(e @ (ProposeError::Stopped(_) | ProposeError::Refused(_))) => {
             let next = "restart the daemon on this machine, or ask another node";
             status(
                 Code::Internal,

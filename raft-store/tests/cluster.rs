@@ -1,5 +1,7 @@
 //! Stores that form a fleet: elections, forwarding, snapshots, restarts and changes of the membership.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::collections::BTreeSet;
@@ -7,7 +9,8 @@ use std::time::Duration;
 
 use common::{Fleet, PATIENCE, eventually, note, times_applied, uuid_of};
 use raft_store::apply::Outcome;
-use raft_store::raft::{ProposeError, ReadError, kind};
+use raft_store::disk::OpenError;
+use raft_store::raft::{ProposeError, ReadError, StoreError, kind};
 use tokio::time::{Instant, sleep};
 
 /// What a caller may have to wait until it hears that there is no quorum.
@@ -93,8 +96,8 @@ async fn a_follower_far_behind_is_given_a_snapshot() {
         last = fleet.write(&leader, &note(number, 10_000)).await.0;
     }
     leader.snapshot().await.unwrap();
-    let snapshots = fleet.dir(leader.status().id).join("snap");
-    eventually("the snapshot", || {
+    let snapshots = fleet.dir(leader.status().id).join("store/snap");
+    let _file = eventually("the snapshot", || {
         std::fs::read_dir(&snapshots).unwrap().next()
     })
     .await;
@@ -186,10 +189,12 @@ async fn without_quorum_calls_fail_fast_and_reads_of_old_state_go_on() {
     let begun = Instant::now();
     let refused = leader.propose(&note(2, 10), PATIENCE).await.unwrap_err();
     assert!(begun.elapsed() < FAST, "{:?}", begun.elapsed());
-    let (ProposeError::NoQuorum { voters } | ProposeError::NoLeader { voters }) = &refused else {
+    let (ProposeError::NoQuorum { voters, missing } | ProposeError::NoLeader { voters, missing }) =
+        &refused
+    else {
         panic!("{refused}");
     };
-    assert_eq!(voters, &vec![1, 2, 3]);
+    assert_eq!((voters, missing), (&vec![1, 2, 3], &others), "{refused}");
     let begun = Instant::now();
     let refused = leader.read_linear(PATIENCE).await.unwrap_err();
     assert!(begun.elapsed() < FAST, "{:?}", begun.elapsed());
@@ -307,5 +312,84 @@ async fn founding_twice_changes_nothing() {
     assert_eq!(
         (store.status().voters, store.status().term),
         (before.voters, before.term)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_names_who_is_missing() {
+    let fleet = Fleet::of(3).await;
+    let leader = fleet.leader().await.status().id;
+    let others: Vec<u64> = (1..=3).filter(|n| *n != leader).collect();
+    fleet.kill(leader).await;
+    fleet.kill(others[1]).await;
+    let begun = Instant::now();
+    let refused = fleet
+        .store(others[0])
+        .propose(&note(1, 10), PATIENCE)
+        .await
+        .unwrap_err();
+    assert!(begun.elapsed() < FAST, "{:?}", begun.elapsed());
+    let ProposeError::NoLeader { missing, .. } = &refused else {
+        panic!("{refused}")
+    };
+    assert_eq!(
+        *missing,
+        (1..=3).filter(|n| *n != others[0]).collect::<Vec<_>>()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_membership_change_on_a_follower_or_beside_another_is_refused() {
+    let fleet = Fleet::of(3).await;
+    let leader = fleet.leader().await.status().id;
+    let follower = fleet.store(if leader == 3 { 2 } else { 3 });
+    let refused = follower.set_voters([1].into()).await.unwrap_err();
+    assert!(matches!(refused, ProposeError::NotLeader), "{refused}");
+    // Somebody who is no member at all cannot be made a voter.
+    let refused = fleet
+        .store(leader)
+        .set_voters([1, 2, 77].into())
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, ProposeError::Refused(_)), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_whole_snapshot_does_not_come_back_with_half_a_state() {
+    let fleet = Fleet::of(1).await;
+    let store = fleet.store(1);
+    let mut last = 0;
+    for number in 0..10 {
+        last = fleet.write(&store, &note(number, 10)).await.0;
+    }
+    store.snapshot().await.unwrap();
+    let snapshots = fleet.dir(1).join("store/snap");
+    let file = eventually("the snapshot", || {
+        let mut names = std::fs::read_dir(&snapshots)
+            .unwrap()
+            .map(|e| e.unwrap().path());
+        names.find(|p| p.extension().is_some_and(|x| x == "snap"))
+    })
+    .await;
+    store.purge(last).await.unwrap();
+    sleep(Duration::from_millis(500)).await;
+    drop(store);
+    fleet.kill(1).await;
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let refused = fleet.try_start(1).await.err().expect("it must not start");
+    let StoreError::Open(OpenError::Damaged { quarantine, .. }) = &refused else {
+        panic!("{refused}")
+    };
+    assert!(quarantine.join("snap").is_dir());
+    let refused = fleet
+        .try_start(1)
+        .await
+        .err()
+        .expect("it must never start empty");
+    assert!(
+        matches!(refused, StoreError::Open(OpenError::Retired { .. })),
+        "{refused}"
     );
 }

@@ -1,5 +1,7 @@
 //! The durable log as its users see it: kept over restarts, refused or put aside when it is not what was written.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

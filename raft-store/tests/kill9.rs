@@ -2,6 +2,8 @@
 //!
 //! The test starts itself as the writing process. `SKEIN_KILL_CYCLES` sets how often it is killed (25).
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! openraft's conformance tests on the durable log. Every read is answered by a store just opened from its files.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fmt::Debug;
 use std::io;
 use std::ops::RangeBounds;

@@ -186,6 +186,16 @@ impl Place {
             .collect())
     }
 
+    /// Tells whether snapshots lie here, which only a store that was in use has.
+    pub(super) fn has_snapshots(&self) -> Result<bool, OpenError> {
+        let path = self.dir.join("snap");
+        match fs::read_dir(&path) {
+            Ok(mut entries) => Ok(entries.next().is_some()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(io_error(&path)(e)),
+        }
+    }
+
     /// Retires the owner and moves everything out of the way, so that nobody carries on with it.
     pub(super) fn put_aside(&self, why: String) -> OpenError {
         let mut retired = match self.read("RETIRED") {

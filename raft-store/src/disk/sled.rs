@@ -168,6 +168,16 @@ impl SledDisk {
     }
 }
 
+impl SledDisk {
+    /// Puts a closed store aside, because what is kept beside its log cannot be trusted; says so.
+    pub fn put_aside(options: &SledOptions, why: String) -> OpenError {
+        match Place::take(&options.dir, &options.owner) {
+            Ok(place) => place.put_aside(why),
+            Err(e) => e,
+        }
+    }
+}
+
 /// Makes an empty store; what an earlier, unfinished making left holds nothing.
 fn make(place: &Place, disk: &Arc<dyn Durability>) -> Result<u64, OpenError> {
     for left in place.generations()? {
@@ -178,6 +188,9 @@ fn make(place: &Place, disk: &Arc<dyn Durability>) -> Result<u64, OpenError> {
             Err(OpenFailure::Damaged(why)) => return Err(place.put_aside(why)),
         }
         fs::remove_dir_all(&left).map_err(io_error(&left))?;
+    }
+    if place.has_snapshots()? {
+        return Err(place.put_aside("IDENTITY is missing".into()));
     }
     let first = place.generation(1);
     generation::make(&first, disk).map_err(io_error(&first))?;

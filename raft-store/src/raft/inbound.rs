@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use openraft::raft::TransferLeaderRequest;
 
+use super::calls::Attempt;
 use super::net::{Frame, Transport, kind};
-use super::store::{ProposeError, ReadError, Store};
+use super::store::Store;
 use super::types::{Snapshot, Vote};
 use super::wire::{
     self, WireAppend, WireChunk, WireError, WireReply, WireTransfer, WireVoteRequest,
@@ -33,6 +35,24 @@ pub enum InboundError {
     /// Raft has stopped on this node.
     #[error("raft has stopped on this node: {0}")]
     Stopped(String),
+}
+
+/// The caller's own deadline is no longer than this.
+const FORWARDED_MAX: Duration = Duration::from_secs(2);
+
+fn reply_of(done: Result<(u64, Vec<u8>), Attempt>) -> WireReply {
+    let status = match &done {
+        Ok(_) => 0,
+        Err(Attempt::NotLeader) => 1,
+        Err(Attempt::NoQuorum) => 2,
+        Err(Attempt::Stopped(_)) => 3,
+    };
+    let (index, outcome) = done.unwrap_or_default();
+    WireReply {
+        status,
+        index,
+        outcome,
+    }
 }
 
 type Answer = Result<Frame, InboundError>;
@@ -92,47 +112,15 @@ impl<T: Transport> Store<T> {
                 Ok(Frame::of(kind::TRANSFER, &WireReply::default()))
             }
             kind::PROPOSE => {
-                let reply = match self.propose_here(body.to_vec()).await {
-                    Ok((index, outcome)) => WireReply {
-                        status: 0,
-                        index,
-                        outcome,
-                    },
-                    Err(ProposeError::NotLeader) => WireReply {
-                        status: 1,
-                        ..Default::default()
-                    },
-                    Err(ProposeError::NoQuorum { .. } | ProposeError::NoLeader { .. }) => {
-                        WireReply {
-                            status: 2,
-                            ..Default::default()
-                        }
-                    }
-                    Err(_) => WireReply {
-                        status: 3,
-                        ..Default::default()
-                    },
-                };
-                Ok(Frame::of(kind::PROPOSE, &reply))
+                let done = self.propose_here(body.to_vec(), FORWARDED_MAX).await;
+                Ok(Frame::of(kind::PROPOSE, &reply_of(done)))
             }
             kind::READ_INDEX => {
-                let reply = match self.read_index_here().await {
-                    Ok(index) => WireReply {
-                        status: 0,
-                        index,
-                        ..Default::default()
-                    },
-                    Err(ReadError::NoQuorum { .. }) => WireReply {
-                        status: 2,
-                        ..Default::default()
-                    },
-                    Err(_) => WireReply {
-                        status: 1,
-                        ..Default::default()
-                    },
-                };
-                Ok(Frame::of(kind::READ_INDEX, &reply))
+                let index = self.read_index_here(FORWARDED_MAX).await;
+                let done = index.map(|index| (index, Vec::new()));
+                Ok(Frame::of(kind::READ_INDEX, &reply_of(done)))
             }
+            kind::PING => Ok(Frame::of(kind::PING, &WireReply::default())),
             _ => Err(malformed(WireError("frame of an unknown kind"))),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
-use std::ops::RangeBounds;
+use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -69,6 +69,11 @@ impl LogStore {
         })
     }
 
+    /// Up to where the log was purged.
+    pub(crate) fn purged(&self) -> Option<u64> {
+        self.live().purged.map(|id| id.index)
+    }
+
     fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -91,11 +96,17 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        Ok(self
-            .live()
-            .log
-            .range(range)
-            .map(|(_, e)| e.clone())
+        // A map panics at a range that ends before it begins.
+        let from = match range.start_bound() {
+            Bound::Included(from) => *from,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let live = self.live();
+        let entries = live.log.range(from..).map(|(_, e)| e);
+        Ok(entries
+            .take_while(|e| range.contains(&e.log_id.index))
+            .cloned()
             .collect())
     }
 

@@ -39,8 +39,12 @@ impl StateMachine {
     /// When the snapshot cannot be read.
     pub fn open(snapshots: Snapshots) -> io::Result<(Self, watch::Receiver<Published>)> {
         let (published, seen) = watch::channel(Published::default());
-        let mut machine =
-            Self { snapshots, applied: None, membership: StoredMembership::default(), published };
+        let mut machine = Self {
+            snapshots,
+            applied: None,
+            membership: StoredMembership::default(),
+            published,
+        };
         if let Some(bytes) = machine.snapshots.newest().map_err(io::Error::other)? {
             let (meta, state) = decode(&bytes)?;
             machine.adopt(&meta, state);
@@ -52,7 +56,10 @@ impl StateMachine {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         let index = self.applied.map_or(0, |id| id.index);
-        self.published.send_replace(Published { index, state: Arc::new(state) });
+        self.published.send_replace(Published {
+            index,
+            state: Arc::new(state),
+        });
     }
 
     fn builder(&self) -> SnapshotBuilder {
@@ -65,6 +72,15 @@ impl StateMachine {
             state: self.published.borrow().state.clone(),
         }
     }
+}
+
+/// Returns up to which index a snapshot reaches.
+///
+/// # Errors
+/// When it cannot be decoded.
+pub(crate) fn covered(bytes: &[u8]) -> io::Result<Option<u64>> {
+    let (meta, _) = decode(bytes)?;
+    Ok(meta.last_log_id.map(|id| id.index))
 }
 
 fn decode(bytes: &[u8]) -> io::Result<(SnapshotMeta, State)> {
@@ -103,7 +119,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             answers.extend(responder.map(|r| (r, outcome)));
         }
         let index = self.applied.map_or(0, |id| id.index);
-        self.published.send_replace(Published { index, state: Arc::new(state) });
+        self.published.send_replace(Published {
+            index,
+            state: Arc::new(state),
+        });
         // Answered after publication, so that a client that was answered reads its own write here.
         for (responder, outcome) in answers {
             responder.send(Opaque(outcome));
@@ -115,7 +134,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.builder()
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, bytes: Vec<u8>) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        bytes: Vec<u8>,
+    ) -> Result<(), io::Error> {
         let (_, state) = decode(&bytes)?;
         write(&self.snapshots, meta, &bytes)?;
         self.adopt(meta, state);
@@ -123,9 +146,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        let Some(bytes) = self.snapshots.newest().map_err(io::Error::other)? else { return Ok(None) };
+        let Some(bytes) = self.snapshots.newest().map_err(io::Error::other)? else {
+            return Ok(None);
+        };
         let (meta, _) = decode(&bytes)?;
-        Ok(Some(Snapshot { meta, snapshot: bytes }))
+        Ok(Some(Snapshot {
+            meta,
+            snapshot: bytes,
+        }))
     }
 }
 
@@ -146,11 +174,18 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         }
         .encode_to_vec();
         write(&self.snapshots, &self.meta, &bytes)?;
-        Ok(Snapshot { meta: self.meta.clone(), snapshot: bytes })
+        Ok(Snapshot {
+            meta: self.meta.clone(),
+            snapshot: bytes,
+        })
     }
 }
 
 fn write(snapshots: &Snapshots, meta: &SnapshotMeta, bytes: &[u8]) -> io::Result<()> {
-    let (term, index) = meta.last_log_id.map_or((0, 0), |id| (id.leader_id.term, id.index));
-    snapshots.write(term, index, bytes).map_err(io::Error::other)
+    let (term, index) = meta
+        .last_log_id
+        .map_or((0, 0), |id| (id.leader_id.term, id.index));
+    snapshots
+        .write(term, index, bytes)
+        .map_err(io::Error::other)
 }

@@ -1,5 +1,6 @@
 //! openraft on the durable disk: adaptors, and the [`Store`] through which the daemon uses them.
 
+mod calls;
 mod inbound;
 mod log;
 mod machine;
@@ -10,12 +11,11 @@ mod store;
 mod types;
 mod wire;
 
+pub use calls::{ProposeError, ReadError};
 pub use log::LogStore;
 pub use machine::{Published, StateMachine};
 pub use net::{Frame, Transport, TransportError, kind};
 pub use rt::NodeRt;
 pub use scope::Scope;
-pub use store::{
-    Profile, ProposeError, RaftStatus, ReadError, Store, StoreConfig, StoreError,
-};
+pub use store::{Profile, RaftStatus, Store, StoreConfig, StoreError};
 pub use types::{Member, TypeConfig};

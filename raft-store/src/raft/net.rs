@@ -35,6 +35,8 @@ pub mod kind {
     pub const PROPOSE: u32 = 6;
     /// Question up to which index a read must wait.
     pub const READ_INDEX: u32 = 7;
+    /// Sign of life; answered at once by every node.
+    pub const PING: u32 = 8;
     /// The last kind of this crate.
     pub const LAST: u32 = 31;
 }

@@ -29,7 +29,10 @@ impl Scope {
 
     /// Ends all tasks at their next await.
     pub fn kill(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .abort_all();
     }
 }
 

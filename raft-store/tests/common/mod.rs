@@ -181,6 +181,13 @@ impl Fleet {
 
     /// Starts a node on whatever its disk holds.
     pub(crate) async fn start(&self, id: u64) -> Store<Wire> {
+        match self.try_start(id).await {
+            Ok(store) => store,
+            Err(e) => panic!("node {id} does not start: {e}"),
+        }
+    }
+
+    pub(crate) async fn try_start(&self, id: u64) -> Result<Store<Wire>, StoreError> {
         let config = StoreConfig {
             id,
             fleet: FLEET,
@@ -190,16 +197,15 @@ impl Fleet {
         let until = Instant::now() + PATIENCE;
         let store = loop {
             match Store::open(&dir, &config, self.wire(id)).await {
-                Ok(store) => break store,
                 // Its tasks of before may need a moment to let go of the lock.
                 Err(StoreError::Open(OpenError::InUse(_))) if Instant::now() < until => {
                     sleep(Duration::from_millis(20)).await;
                 }
-                Err(e) => panic!("node {id} does not start: {e}"),
+                opened => break opened?,
             }
         };
         self.lan.lock().unwrap().stores.insert(id, store.clone());
-        store
+        Ok(store)
     }
 
     /// Takes a node off the wire at once, and stops it.

@@ -1,0 +1,311 @@
+//! Calls on replicated state that need the leader, wherever it is: propose and linearizable reads. Shell.
+
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::machine::Published;
+use super::net::{Frame, Transport, TransportError, kind};
+use super::store::Store;
+use super::types::{Opaque, TypeConfig};
+use super::wire::{self, WireReply};
+use crate::apply::{Outcome, Proposal, codec};
+
+/// Without a leader for this long, calls are answered instead of waiting on.
+const LEADERLESS_MAX: Duration = Duration::from_secs(2);
+/// The longest that a leader waits for its quorum.
+const QUORUM_MAX: Duration = Duration::from_secs(2);
+/// How long a follower waits for the leader's answer, which itself may take [`QUORUM_MAX`].
+const FORWARD_MAX: Duration = Duration::from_millis(2_500);
+/// A change of the membership may have to wait for a newcomer's log.
+const CHANGE_MAX: Duration = Duration::from_secs(10);
+/// How often a call looks again for a leader.
+const RETRY: Duration = Duration::from_millis(25);
+/// Who does not answer within this is called missing.
+const PING_MAX: Duration = Duration::from_millis(300);
+
+/// Why a command was not proposed, or its fate is not known. A retry with the same request id is safe.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// This node does not lead (only for calls that stay here).
+    #[error("this node is not the leader")]
+    NotLeader,
+    /// Nobody leads.
+    #[error("no leader: of the voters {voters:?}, {missing:?} do not answer")]
+    NoLeader {
+        /// Who votes.
+        voters: Vec<u64>,
+        /// Which of them this node cannot reach.
+        missing: Vec<u64>,
+    },
+    /// The leader lacks a majority.
+    #[error("no quorum: of the voters {voters:?}, {missing:?} do not answer")]
+    NoQuorum {
+        /// Who votes.
+        voters: Vec<u64>,
+        /// Which of them this node cannot reach.
+        missing: Vec<u64>,
+    },
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// Raft refuses a change of the membership, such as a second one while one is under way.
+    #[error("raft refuses the change: {0}")]
+    Refused(String),
+    /// Raft has stopped on this node.
+    #[error("raft has stopped on this node: {0}")]
+    Stopped(String),
+}
+
+/// Why a linearizable read failed; a stale one is always possible.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Nobody leads.
+    #[error("no leader: of the voters {voters:?}, {missing:?} do not answer")]
+    NoLeader {
+        /// Who votes.
+        voters: Vec<u64>,
+        /// Which of them this node cannot reach.
+        missing: Vec<u64>,
+    },
+    /// The leader lacks a majority.
+    #[error("no quorum: of the voters {voters:?}, {missing:?} do not answer")]
+    NoQuorum {
+        /// Who votes.
+        voters: Vec<u64>,
+        /// Which of them this node cannot reach.
+        missing: Vec<u64>,
+    },
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+}
+
+/// What one attempt came to, before anybody was asked who is missing.
+pub(crate) enum Attempt {
+    /// Try again: leadership is moving, or the leader did not answer.
+    NotLeader,
+    NoQuorum,
+    Stopped(String),
+}
+
+fn not_leading<R>(_: R) -> Attempt {
+    Attempt::NotLeader
+}
+
+/// A call's time, and how long it has found no leader.
+struct Patience {
+    until: Instant,
+    leaderless: Option<Instant>,
+}
+
+impl Patience {
+    fn new(deadline: Duration) -> Self {
+        Self {
+            until: Instant::now() + deadline,
+            leaderless: None,
+        }
+    }
+
+    /// What is left; nothing once the deadline has passed.
+    fn left(&self) -> Option<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Waits a little for a leader; false once that has lasted too long.
+    async fn wait_for_leader(&mut self, since: Instant) -> bool {
+        let since = *self.leaderless.get_or_insert(since);
+        if since.elapsed() > LEADERLESS_MAX {
+            return false;
+        }
+        sleep(RETRY.min(self.left().unwrap_or_default())).await;
+        true
+    }
+}
+
+impl<T: Transport> Store<T> {
+    /// Proposes a command, through the leader wherever it is, and returns where it was applied and its outcome.
+    ///
+    /// # Errors
+    /// When there is no leader or no quorum, or `deadline` passes.
+    pub async fn propose(
+        &self,
+        p: &Proposal,
+        deadline: Duration,
+    ) -> Result<(u64, Outcome), ProposeError> {
+        let bytes = codec::encode_proposal(p);
+        let mut patience = Patience::new(deadline);
+        while let Some(left) = patience.left() {
+            let begun = Instant::now();
+            let attempt = match self.status().leader {
+                Some(me) if me == self.id() => self.propose_here(bytes.clone(), left).await,
+                Some(leader) => self.propose_there(leader, &bytes, left).await,
+                None => Err(Attempt::NotLeader),
+            };
+            match attempt {
+                Ok((index, outcome)) => {
+                    let outcome = codec::decode_outcome(&outcome)
+                        .map_err(|e| ProposeError::Stopped(e.to_string()))?;
+                    // The caller sees its own write in this node's state, as far as time allows.
+                    let _ = timeout(left, self.changed(index.saturating_sub(1))).await;
+                    return Ok((index, outcome));
+                }
+                Err(Attempt::NotLeader) if patience.wait_for_leader(begun).await => {}
+                Err(Attempt::NotLeader) => {
+                    let (voters, missing) = self.missing().await;
+                    return Err(ProposeError::NoLeader { voters, missing });
+                }
+                Err(Attempt::NoQuorum) => {
+                    let (voters, missing) = self.missing().await;
+                    return Err(ProposeError::NoQuorum { voters, missing });
+                }
+                Err(Attempt::Stopped(e)) => return Err(ProposeError::Stopped(e)),
+            }
+        }
+        Err(ProposeError::Timeout(deadline))
+    }
+
+    /// Proposes at this node, which must lead.
+    pub(crate) async fn propose_here(
+        &self,
+        bytes: Vec<u8>,
+        left: Duration,
+    ) -> Result<(u64, Vec<u8>), Attempt> {
+        let write = self.raft().client_write(Opaque(bytes));
+        match timeout(QUORUM_MAX.min(left), write).await {
+            Err(_) => Err(Attempt::NoQuorum),
+            Ok(Ok(done)) => Ok((done.log_id.index, done.data.0)),
+            Ok(Err(RaftError::Fatal(e))) => Err(Attempt::Stopped(e.to_string())),
+            // Discarded or not, the retry carries the same request id.
+            Ok(Err(RaftError::APIError(_))) => Err(Attempt::NotLeader),
+        }
+    }
+
+    async fn propose_there(
+        &self,
+        leader: u64,
+        bytes: &[u8],
+        left: Duration,
+    ) -> Result<(u64, Vec<u8>), Attempt> {
+        let reply = self
+            .forward(leader, kind::PROPOSE, bytes.to_vec(), left)
+            .await?;
+        Ok((reply.index, reply.outcome))
+    }
+
+    /// Asks the leader; one that does not answer may be dead, so another is looked for.
+    async fn forward(
+        &self,
+        leader: u64,
+        kind: u32,
+        body: Vec<u8>,
+        left: Duration,
+    ) -> Result<WireReply, Attempt> {
+        let frame = Frame {
+            kind,
+            body: body.into(),
+        };
+        let deadline = left.min(FORWARD_MAX);
+        let answer = self.transport().call(leader, frame, deadline).await;
+        let answer = answer.map_err(not_leading)?;
+        let reply: WireReply = wire::decode(&answer.body, "reply").map_err(not_leading)?;
+        match reply.status {
+            0 => Ok(reply),
+            2 => Err(Attempt::NoQuorum),
+            _ => Err(Attempt::NotLeader),
+        }
+    }
+
+    /// Returns a state that contains every write acknowledged before the call.
+    ///
+    /// # Errors
+    /// When there is no leader or no quorum, or `deadline` passes.
+    pub async fn read_linear(&self, deadline: Duration) -> Result<Published, ReadError> {
+        let mut patience = Patience::new(deadline);
+        while let Some(left) = patience.left() {
+            let begun = Instant::now();
+            let index = match self.status().leader {
+                Some(me) if me == self.id() => self.read_index_here(left).await,
+                Some(leader) => self
+                    .forward(leader, kind::READ_INDEX, Vec::new(), left)
+                    .await
+                    .map(|reply| reply.index),
+                None => Err(Attempt::NotLeader),
+            };
+            match index {
+                Ok(index) => {
+                    return match timeout(left, self.changed(index.saturating_sub(1))).await {
+                        Ok(_) => Ok(self.published()),
+                        Err(_) => Err(ReadError::Timeout(deadline)),
+                    };
+                }
+                Err(Attempt::NotLeader) if patience.wait_for_leader(begun).await => {}
+                Err(Attempt::NoQuorum) => {
+                    let (voters, missing) = self.missing().await;
+                    return Err(ReadError::NoQuorum { voters, missing });
+                }
+                Err(Attempt::NotLeader | Attempt::Stopped(_)) => {
+                    let (voters, missing) = self.missing().await;
+                    return Err(ReadError::NoLeader { voters, missing });
+                }
+            }
+        }
+        Err(ReadError::Timeout(deadline))
+    }
+
+    /// Asks, at the leader, up to which index a read must wait.
+    pub(crate) async fn read_index_here(&self, left: Duration) -> Result<u64, Attempt> {
+        let read = self.raft().get_read_linearizer(ReadPolicy::ReadIndex);
+        match timeout(QUORUM_MAX.min(left), read).await {
+            Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().index()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) | Err(_) => {
+                Err(Attempt::NoQuorum)
+            }
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_)))) => {
+                Err(Attempt::NotLeader)
+            }
+            Ok(Err(RaftError::Fatal(e))) => Err(Attempt::Stopped(e.to_string())),
+        }
+    }
+
+    /// Asks all voters for a sign of life; returns them, and those that give none.
+    async fn missing(&self) -> (Vec<u64>, Vec<u64>) {
+        let voters: Vec<u64> = self.status().voters.into_iter().collect();
+        let others = voters.iter().filter(|id| **id != self.id());
+        let asked = others.map(async |id| {
+            let ping = Frame {
+                kind: kind::PING,
+                body: Vec::new().into(),
+            };
+            let silent = match self.transport().call(*id, ping, PING_MAX).await {
+                Ok(_) | Err(TransportError::Refused(_)) => false,
+                Err(TransportError::Timeout(_) | TransportError::Unreachable(_)) => true,
+            };
+            silent.then_some(*id)
+        });
+        let missing = futures::future::join_all(asked).await;
+        (voters, missing.into_iter().flatten().collect())
+    }
+
+    /// Waits for a change of the membership.
+    pub(crate) async fn change<R>(
+        &self,
+        change: impl Future<Output = Result<R, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>>,
+    ) -> Result<(), ProposeError> {
+        match timeout(CHANGE_MAX, change).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::Fatal(e))) => Err(ProposeError::Stopped(e.to_string())),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+                Err(ProposeError::NotLeader)
+            }
+            Ok(Err(RaftError::APIError(e))) => Err(ProposeError::Refused(e.to_string())),
+            Err(_) => {
+                let (voters, missing) = self.missing().await;
+                Err(ProposeError::NoQuorum { voters, missing })
+            }
+        }
+    }
+}
