@@ -393,3 +393,25 @@ async fn a_node_without_a_whole_snapshot_does_not_come_back_with_half_a_state() 
         "{refused}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_entries_travel_in_frames_of_a_bounded_size() {
+    let fleet = Fleet::of(3).await;
+    let leader = fleet.leader().await;
+    let behind = if leader.status().id == 3 { 2 } else { 3 };
+    fleet.kill(behind).await;
+    let mut last = 0;
+    for number in 0..30 {
+        last = fleet.write(&leader, &note(number, 150_000)).await.0;
+    }
+    fleet.start(behind).await;
+    let state = fleet.settled(last).await;
+    assert!((0..30).all(|number| times_applied(&state, number) == 1));
+    assert_eq!(fleet.carried(kind::SNAPSHOT), 0);
+    assert!(fleet.largest() < 1_500_000, "{} bytes", fleet.largest());
+    let refused = leader
+        .propose(&note(99, 3_000_000), PATIENCE)
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, ProposeError::Refused(_)), "{refused}");
+}

@@ -21,6 +21,8 @@ const QUORUM_MAX: Duration = Duration::from_secs(2);
 const FORWARD_MAX: Duration = Duration::from_millis(2_500);
 /// A change of the membership may have to wait for a newcomer's log.
 const CHANGE_MAX: Duration = Duration::from_secs(10);
+/// The largest command, in bytes; every follower keeps a copy and passes it on.
+pub(crate) const PROPOSAL_MAX: usize = 2 * 1024 * 1024;
 /// How often a call looks again for a leader.
 const RETRY: Duration = Duration::from_millis(25);
 /// Who does not answer within this is called missing.
@@ -51,8 +53,8 @@ pub enum ProposeError {
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// Raft refuses a change of the membership, such as a second one while one is under way.
-    #[error("raft refuses the change: {0}")]
+    /// Raft refuses it: a second change of the membership while one is under way, or a command too large.
+    #[error("raft refuses it: {0}")]
     Refused(String),
     /// Raft has stopped on this node.
     #[error("raft has stopped on this node: {0}")]
@@ -137,6 +139,12 @@ impl<T: Transport> Store<T> {
         deadline: Duration,
     ) -> Result<(u64, Outcome), ProposeError> {
         let bytes = codec::encode_proposal(p);
+        if bytes.len() > PROPOSAL_MAX {
+            return Err(ProposeError::Refused(format!(
+                "a command of {} bytes is too large, {PROPOSAL_MAX} is the most",
+                bytes.len()
+            )));
+        }
         let mut patience = Patience::new(deadline);
         while let Some(left) = patience.left() {
             let begun = Instant::now();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use openraft::raft::TransferLeaderRequest;
 
-use super::calls::Attempt;
+use super::calls::{Attempt, PROPOSAL_MAX};
 use super::net::{Frame, Transport, kind};
 use super::store::Store;
 use super::types::{Snapshot, Vote};
@@ -110,6 +110,9 @@ impl<T: Transport> Store<T> {
                     .await
                     .map_err(stopped)?;
                 Ok(Frame::of(kind::TRANSFER, &WireReply::default()))
+            }
+            kind::PROPOSE if body.len() > PROPOSAL_MAX => {
+                Err(malformed(WireError("command is larger than any command")))
             }
             kind::PROPOSE => {
                 let done = self.propose_here(body.to_vec(), FORWARDED_MAX).await;

@@ -7,12 +7,15 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
-use openraft::{LogState, OptionalSend, RaftLogReader};
+use openraft::{EntryPayload, LogState, OptionalSend, RaftLogReader};
 use prost::Message as _;
 
-use super::types::{Entry, LogId, TypeConfig, Vote};
+use super::types::{Entry, LogId, Opaque, TypeConfig, Vote};
 use super::wire::{self, WireLogId, WireVote};
 use crate::disk::{Disk, Done, Loaded, MetaKey, Record, Write};
+
+/// How much of the log travels in one frame, in bytes, unless a single entry is larger.
+const FRAME_BYTES: usize = 1024 * 1024;
 
 /// The log of one node. Clones share it.
 #[derive(Clone)]
@@ -91,6 +94,13 @@ impl LogStore {
     }
 }
 
+fn size_of_payload(e: &Entry) -> usize {
+    match &e.payload {
+        EntryPayload::Normal(Opaque(bytes)) => bytes.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
 impl RaftLogReader<TypeConfig> for LogStore {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
@@ -108,6 +118,23 @@ impl RaftLogReader<TypeConfig> for LogStore {
             .take_while(|e| range.contains(&e.log_id.index))
             .cloned()
             .collect())
+    }
+
+    /// Bounded in bytes, as what follows travels in one frame; at least one entry.
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let mut entries = self.try_get_log_entries(start..end).await?;
+        let mut sum = 0;
+        let fitting = entries.iter().take_while(|e| {
+            sum += size_of_payload(e);
+            sum <= FRAME_BYTES
+        });
+        let fitting = fitting.count().max(1);
+        entries.truncate(fitting);
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

@@ -84,6 +84,7 @@ struct Lan {
     /// Answers to this many more frames of a kind get lost.
     lost_answers: BTreeMap<u32, u32>,
     carried: BTreeMap<u32, u64>,
+    largest: usize,
 }
 
 /// One node's end of the wire.
@@ -104,6 +105,7 @@ impl Transport for Wire {
         let target = {
             let mut lan = self.lan.lock().unwrap();
             *lan.carried.entry(kind).or_default() += 1;
+            lan.largest = lan.largest.max(frame.body.len());
             let cut = lan.cut.contains(&(self.from, to));
             lan.stores.get(&to).filter(|_| !cut).cloned()
         };
@@ -243,6 +245,11 @@ impl Fleet {
             .get(&kind)
             .copied()
             .unwrap_or_default()
+    }
+
+    /// The largest frame so far, in bytes.
+    pub(crate) fn largest(&self) -> usize {
+        self.lan.lock().unwrap().largest
     }
 
     /// Waits for a leader that a majority of the voters follows.
