@@ -415,3 +415,21 @@ async fn large_entries_travel_in_frames_of_a_bounded_size() {
         .unwrap_err();
     assert!(matches!(refused, ProposeError::Refused(_)), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_follower_still_gets_its_entries() {
+    let fleet = Fleet::of(3).await;
+    let leader = fleet.leader().await;
+    let term = leader.status().term;
+    fleet.slow_down(Duration::from_millis(200));
+    let mut last = 0;
+    for number in 0..4 {
+        last = leader
+            .propose(&note(number, 5_000), PATIENCE)
+            .await
+            .unwrap()
+            .0;
+    }
+    assert_eq!(times_applied(&*fleet.settled(last).await, 3), 1);
+    assert_eq!(leader.status().term, term);
+}

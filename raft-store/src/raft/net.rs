@@ -44,6 +44,9 @@ pub mod kind {
 /// The size of a piece of a snapshot.
 const CHUNK: usize = 256 * 1024;
 
+/// How long a follower may take to make entries durable.
+const APPEND_MAX: Duration = Duration::from_secs(1);
+
 /// What daemons send each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -187,8 +190,14 @@ impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+        // Entries must cross the wire and reach a disk, which a beat's time does not cover.
+        let deadline = if rpc.entries.is_empty() {
+            option.hard_ttl()
+        } else {
+            option.hard_ttl().max(APPEND_MAX)
+        };
         let frame = Frame::of(kind::APPEND, &wire::put_append(&rpc));
-        let answer: WireAppended = self.ask(frame, option.hard_ttl()).await?;
+        let answer: WireAppended = self.ask(frame, deadline).await?;
         wire::get_appended(&answer).map_err(malformed)
     }
 

@@ -85,6 +85,8 @@ struct Lan {
     lost_answers: BTreeMap<u32, u32>,
     carried: BTreeMap<u32, u64>,
     largest: usize,
+    /// How long frames of more than 500 bytes are under way.
+    slow: Duration,
 }
 
 /// One node's end of the wire.
@@ -102,17 +104,26 @@ impl Transport for Wire {
         deadline: Duration,
     ) -> Result<Frame, TransportError> {
         let kind = frame.kind;
-        let target = {
+        let (target, slow) = {
             let mut lan = self.lan.lock().unwrap();
             *lan.carried.entry(kind).or_default() += 1;
             lan.largest = lan.largest.max(frame.body.len());
             let cut = lan.cut.contains(&(self.from, to));
-            lan.stores.get(&to).filter(|_| !cut).cloned()
+            let slow = if frame.body.len() > 500 {
+                lan.slow
+            } else {
+                Duration::ZERO
+            };
+            (lan.stores.get(&to).filter(|_| !cut).cloned(), slow)
         };
         let Some(target) = target else {
             return Err(TransportError::Unreachable("the wire is cut".into()));
         };
-        let answer = match timeout(deadline, target.handle(self.from, frame)).await {
+        let carried = async {
+            sleep(slow).await;
+            target.handle(self.from, frame).await
+        };
+        let answer = match timeout(deadline, carried).await {
             Err(_) => return Err(TransportError::Timeout(deadline)),
             Ok(Err(e)) => return Err(TransportError::Refused(e.to_string())),
             Ok(Ok(answer)) => answer,
@@ -245,6 +256,11 @@ impl Fleet {
             .get(&kind)
             .copied()
             .unwrap_or_default()
+    }
+
+    /// Makes the wire slow for all but the smallest frames.
+    pub(crate) fn slow_down(&self, by: Duration) {
+        self.lan.lock().unwrap().slow = by;
     }
 
     /// The largest frame so far, in bytes.
