@@ -1,0 +1,218 @@
+//! The packet thread of one overlay: waits for TUN, UDP, timers and its mailbox, and feeds the tunnel. Shell.
+
+pub mod tun;
+pub mod udp;
+
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::session::BoringSession;
+use crate::spec::MeshSpec;
+use crate::tunnel::{Drops, PeerStatus, Target, Tunnel};
+use tun::Tun;
+use udp::Udp;
+
+/// How many packets or datagrams are taken before what they produced is sent.
+const BATCH: usize = 64;
+/// The largest packet or datagram.
+const PACKET_MAX: usize = 65_536;
+/// The thread looks up at least this often.
+const WAIT_MAX: Duration = Duration::from_millis(250);
+
+/// What reaches the packet thread.
+enum Mail {
+    Spec(Box<MeshSpec>),
+    Status(Sender<(Vec<PeerStatus>, Drops)>),
+    End,
+}
+
+/// A running packet thread.
+#[derive(Debug)]
+pub struct Packets {
+    mail: Sender<Mail>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Packets {
+    /// Starts the thread between a TUN device and a socket.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread or event descriptor.
+    pub fn start(name: &str, tun: Tun, udp: Udp) -> std::io::Result<Self> {
+        let wake = Arc::new(EventFd::from_flags(
+            EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
+        )?);
+        let (mail, inbox) = channel();
+        let bell = wake.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || Loop::new(tun, udp, bell, inbox).run())?;
+        Ok(Self {
+            mail,
+            wake,
+            thread: Some(thread),
+        })
+    }
+
+    fn post(&self, mail: Mail) -> bool {
+        let sent = self.mail.send(mail).is_ok();
+        // A full event counter means that the thread has been woken already.
+        let _ = self.wake.write(1);
+        sent
+    }
+
+    /// Hands over a spec; false if the thread has ended.
+    pub fn set_spec(&self, spec: MeshSpec) -> bool {
+        self.post(Mail::Spec(Box::new(spec)))
+    }
+
+    /// Asks how things stand; nothing if the thread does not answer in time.
+    pub fn status(&self) -> Option<(Vec<PeerStatus>, Drops)> {
+        let (tx, rx) = channel();
+        self.post(Mail::Status(tx))
+            .then(|| rx.recv_timeout(Duration::from_millis(500)).ok())?
+    }
+}
+
+impl Drop for Packets {
+    fn drop(&mut self) {
+        self.post(Mail::End);
+        if let Some(thread) = self.thread.take() {
+            // A panic there was printed by the runtime already.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Loop {
+    tun: Tun,
+    udp: Udp,
+    wake: Arc<EventFd>,
+    inbox: Receiver<Mail>,
+    tunnel: Tunnel<BoringSession>,
+    buffer: Vec<u8>,
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this thread is where packets meet the clock"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+impl Loop {
+    fn new(tun: Tun, udp: Udp, wake: Arc<EventFd>, inbox: Receiver<Mail>) -> Self {
+        Self {
+            tun,
+            udp,
+            wake,
+            inbox,
+            tunnel: Tunnel::default(),
+            buffer: vec![0; PACKET_MAX],
+        }
+    }
+
+    fn run(mut self) {
+        loop {
+            let (from_tun, from_udp, woken) = self.wait();
+            if woken {
+                // Emptied before the mail is read, so that none is missed.
+                let _ = self.wake.read();
+                if !self.read_mail() {
+                    return;
+                }
+            }
+            if from_udp {
+                self.read_udp();
+            }
+            if from_tun {
+                self.read_tun();
+            }
+            self.tunnel.handle_timeout(now());
+            self.flush();
+        }
+    }
+
+    fn wait(&self) -> (bool, bool, bool) {
+        let until = self
+            .tunnel
+            .poll_timeout()
+            .map(|at| at.saturating_duration_since(now()));
+        let timeout = until
+            .unwrap_or(WAIT_MAX)
+            .min(WAIT_MAX)
+            .max(Duration::from_millis(1));
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::from(50u16));
+        let wanted = PollFlags::POLLIN;
+        let mut fds = [
+            PollFd::new(self.tun.as_fd(), wanted),
+            PollFd::new(self.udp.as_fd(), wanted),
+            PollFd::new(self.wake.as_fd(), wanted),
+        ];
+        if poll(&mut fds, timeout).is_err() {
+            return (false, false, false);
+        }
+        let ready = |i: usize| fds[i].any().unwrap_or(false);
+        (ready(0), ready(1), ready(2))
+    }
+
+    fn read_mail(&mut self) -> bool {
+        while let Ok(mail) = self.inbox.try_recv() {
+            match mail {
+                Mail::Spec(spec) => self.tunnel.set_spec(&spec, now()),
+                // The asker may have given up.
+                Mail::Status(answer) => {
+                    let _ = answer.send((self.tunnel.peers(), self.tunnel.drops()));
+                }
+                Mail::End => return false,
+            }
+        }
+        true
+    }
+
+    fn read_tun(&mut self) {
+        for _ in 0..BATCH {
+            match self.tun.receive(&mut self.buffer) {
+                Ok(n) => self.tunnel.handle_tun([&self.buffer[..n]], now()),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(e) => {
+                    tracing::debug!(error = %e, fd = self.tun.as_fd().as_raw_fd(), "reading the TUN device failed");
+                    break;
+                }
+            }
+        }
+    }
+
+    fn read_udp(&mut self) {
+        for _ in 0..BATCH {
+            match self.udp.receive(&mut self.buffer) {
+                Ok((n, from)) => self.tunnel.handle_udp([(from, &self.buffer[..n])], now()),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
+                // An ICMP answer to something that we sent: of no concern to others.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let (tun, udp) = (&mut self.tun, &self.udp);
+        self.tunnel.take_output(|target, bytes| {
+            // A full queue drops packets, as any link does.
+            let sent = match target {
+                Target::Tun => tun.send(bytes),
+                Target::Udp(to) => udp.send(bytes, to),
+            };
+            if let Err(e) = sent {
+                tracing::trace!(?target, error = %e, "not sent");
+            }
+        });
+    }
+}

@@ -1,0 +1,215 @@
+//! Tunnels that talk over a wire in memory, with real sessions.
+
+use super::*;
+use crate::session::BoringSession;
+use crate::spec::PrivateKey;
+use ipnet::IpNet;
+use proptest::prelude::*;
+
+type T = Tunnel<BoringSession>;
+
+fn key(n: u8) -> PrivateKey {
+    PrivateKey::new([n; 32])
+}
+
+fn at(n: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, n], 51820))
+}
+
+fn overlay(n: u8) -> IpAddr {
+    IpAddr::from([10, 90, 0, n])
+}
+
+fn peer(n: u8) -> PeerSpec {
+    PeerSpec {
+        name: format!("n{n}"),
+        public_key: key(n).public(),
+        endpoints: vec![at(n)],
+        allowed_ips: vec![IpNet::from(overlay(n))],
+        keepalive: Some(25),
+    }
+}
+
+fn spec(me: u8, generation: u64, peers: Vec<PeerSpec>) -> MeshSpec {
+    MeshSpec {
+        generation,
+        network: "test".into(),
+        interface: "wg-sdwan-test".into(),
+        private_key: key(me),
+        listen_port: 51820,
+        mtu: 1420,
+        addresses: vec![overlay(me)],
+        prefixes: Vec::new(),
+        held: Vec::new(),
+        peers,
+    }
+}
+
+fn packet(from: IpAddr, to: IpAddr, body: &[u8]) -> Vec<u8> {
+    let (IpAddr::V4(from), IpAddr::V4(to)) = (from, to) else {
+        panic!("IPv4 is meant")
+    };
+    let total = u16::try_from(20 + body.len()).unwrap().to_be_bytes();
+    let mut p = vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, 17, 0, 0];
+    p.extend(from.octets());
+    p.extend(to.octets());
+    p.extend(body);
+    p
+}
+
+/// Carries datagrams between tunnels until nothing moves; returns what was delivered to whom.
+fn settle(tunnels: &mut [(u8, &mut T)], now: Instant) -> Vec<(u8, Vec<u8>)> {
+    let mut delivered = Vec::new();
+    for _ in 0..20 {
+        let mut wire: Vec<(u8, SocketAddr, Vec<u8>)> = Vec::new();
+        for (n, tunnel) in tunnels.iter_mut() {
+            tunnel.take_output(|target, bytes| match target {
+                Target::Tun => delivered.push((*n, bytes.to_vec())),
+                Target::Udp(to) => wire.push((*n, to, bytes.to_vec())),
+            });
+        }
+        if wire.is_empty() {
+            break;
+        }
+        for (from, to, bytes) in wire {
+            if let Some((_, tunnel)) = tunnels.iter_mut().find(|(n, _)| at(*n) == to) {
+                tunnel.handle_udp([(at(from), bytes.as_slice())], now);
+            }
+        }
+    }
+    delivered
+}
+
+fn pair(now: Instant) -> (T, T) {
+    let (mut a, mut b) = (T::new(1), T::new(100));
+    a.set_spec(&spec(1, 1, vec![peer(2)]), now);
+    b.set_spec(&spec(2, 1, vec![peer(1)]), now);
+    (a, b)
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[test]
+fn a_packet_crosses_and_its_first_one_is_not_lost() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let hello = packet(overlay(1), overlay(2), b"hello");
+    a.handle_tun([hello.as_slice()], now);
+    let delivered = settle(&mut [(1, &mut a), (2, &mut b)], now);
+    assert_eq!(delivered, vec![(2, hello)]);
+    let back = packet(overlay(2), overlay(1), b"back");
+    b.handle_tun([back.as_slice()], now);
+    assert_eq!(
+        settle(&mut [(1, &mut a), (2, &mut b)], now),
+        vec![(1, back)]
+    );
+}
+
+#[test]
+fn a_mesh_is_warm_before_anybody_sends() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    a.handle_timeout(now);
+    settle(&mut [(1, &mut a), (2, &mut b)], now);
+    assert!(a.peers()[0].handshake_age.is_some());
+}
+
+#[test]
+fn a_foreign_source_is_dropped() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let forged = packet(overlay(9), overlay(2), b"x");
+    a.handle_tun([forged.as_slice()], now);
+    assert!(settle(&mut [(1, &mut a), (2, &mut b)], now).is_empty());
+    assert_eq!(b.drops().spoofed, 1);
+}
+
+#[test]
+fn a_new_spec_keeps_sessions_and_a_stale_one_is_ignored() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let hello = packet(overlay(1), overlay(2), b"hello");
+    a.handle_tun([hello.as_slice()], now);
+    settle(&mut [(1, &mut a), (2, &mut b)], now);
+    a.set_spec(&spec(1, 5, vec![peer(2), peer(3)]), now);
+    a.set_spec(&spec(1, 4, vec![]), now);
+    a.handle_tun([hello.as_slice()], now);
+    let mut sent = Vec::new();
+    a.take_output(|t, b| sent.push((t, b[0])));
+    // 4 is transport data (WireGuard paper, section 5.4.6): no new handshake was needed.
+    assert_eq!(sent, vec![(Target::Udp(at(2)), 4)]);
+}
+
+#[test]
+fn a_vip_moves_with_the_spec() {
+    let now = now();
+    let vip: IpAddr = overlay(200);
+    let holder = |n: u8, generation| {
+        let mut peers = vec![peer(2), peer(3)];
+        peers[usize::from(n - 2)].allowed_ips.push(IpNet::from(vip));
+        spec(1, generation, peers)
+    };
+    let (mut a, mut b, mut c) = (T::new(1), T::new(100), T::new(200));
+    b.set_spec(&spec(2, 1, vec![peer(1)]), now);
+    c.set_spec(&spec(3, 1, vec![peer(1)]), now);
+    let to_vip = packet(overlay(1), vip, b"api");
+    let mut reached = Vec::new();
+    for (n, generation) in [(2, 1), (3, 2)] {
+        a.set_spec(&holder(n, generation), now);
+        assert_eq!(a.peer_for(vip), Some(format!("n{n}").as_str()));
+        a.handle_tun([to_vip.as_slice()], now);
+        let got = settle(&mut [(1, &mut a), (2, &mut b), (3, &mut c)], now);
+        reached.extend(got.into_iter().map(|(n, _)| n));
+    }
+    assert_eq!(reached, vec![2, 3]);
+    // The old holder may not speak for the VIP any more.
+    let late = packet(vip, overlay(1), b"late");
+    b.handle_tun([late.as_slice()], now);
+    assert!(settle(&mut [(1, &mut a), (2, &mut b), (3, &mut c)], now).is_empty());
+    assert_eq!(a.drops().spoofed, 1);
+}
+
+#[test]
+fn a_peer_is_followed_to_a_new_address() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let hello = packet(overlay(2), overlay(1), b"hello");
+    b.handle_tun([hello.as_slice()], now);
+    settle(&mut [(1, &mut a), (2, &mut b)], now);
+    b.handle_tun([hello.as_slice()], now);
+    let mut datagrams = Vec::new();
+    b.take_output(|_, bytes| datagrams.push(bytes.to_vec()));
+    for d in &datagrams {
+        a.handle_udp([(at(77), d.as_slice())], now);
+    }
+    assert_eq!(a.peers()[0].endpoint, Some(at(77)));
+    // A replay from elsewhere is no reason to follow.
+    for d in &datagrams {
+        a.handle_udp([(at(66), d.as_slice())], now);
+    }
+    assert_eq!(a.peers()[0].endpoint, Some(at(77)));
+}
+
+proptest! {
+    #[test]
+    fn hostile_bytes_never_panic(inputs in proptest::collection::vec((any::<bool>(), any::<u8>(), proptest::collection::vec(any::<u8>(), 0..200)), 0..30)) {
+        let now = now();
+        let (mut a, _) = pair(now);
+        for (tun, kind, mut bytes) in inputs {
+            if let Some(first) = bytes.first_mut() {
+                *first = if tun { kind } else { kind % 5 };
+            }
+            if tun {
+                a.handle_tun([bytes.as_slice()], now);
+            } else {
+                for byte in bytes.iter_mut().skip(1).take(3) {
+                    *byte = 0;
+                }
+                a.handle_udp([(at(2), bytes.as_slice())], now);
+            }
+        }
+        a.take_output(|_, _| {});
+    }
+}
