@@ -7,10 +7,10 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::{Fleet, PATIENCE, eventually, note, times_applied, uuid_of};
+use common::{Fleet, PATIENCE, Wire, eventually, note, times_applied, uuid_of};
 use raft_store::apply::Outcome;
 use raft_store::disk::OpenError;
-use raft_store::raft::{ProposeError, ReadError, StoreError, kind};
+use raft_store::raft::{ProposeError, ReadError, Store, StoreError, kind};
 use tokio::time::{Instant, sleep};
 
 /// What a caller may have to wait until it hears that there is no quorum.
@@ -85,6 +85,21 @@ async fn five_nodes_bear_the_loss_of_two() {
     assert_eq!(times_applied(&*fleet.settled(index).await, 1), 1);
 }
 
+/// Makes a snapshot and drops the log up to `index`, once replication lets go of it.
+async fn snapshot_and_purge(store: &Store<Wire>, index: u64) {
+    store.snapshot().await.unwrap();
+    eventually("the snapshot", || {
+        (store.status().snapshot >= index).then_some(())
+    })
+    .await;
+    let until = Instant::now() + PATIENCE;
+    while store.status().purged < index {
+        assert!(Instant::now() < until, "the log is not purged");
+        store.purge(index).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_far_behind_is_given_a_snapshot() {
     let fleet = Fleet::of(3).await;
@@ -95,16 +110,8 @@ async fn a_follower_far_behind_is_given_a_snapshot() {
     for number in 0..80 {
         last = fleet.write(&leader, &note(number, 10_000)).await.0;
     }
-    leader.snapshot().await.unwrap();
-    let snapshots = fleet.dir(leader.status().id).join("store/snap");
-    let _file = eventually("the snapshot", || {
-        std::fs::read_dir(&snapshots).unwrap().next()
-    })
-    .await;
+    snapshot_and_purge(&leader, last).await;
     let carried = fleet.carried(kind::SNAPSHOT);
-    // Where a snapshot covers the log, purging follows in the background.
-    leader.purge(last).await.unwrap();
-    sleep(Duration::from_millis(500)).await;
     fleet.start(behind).await;
     let state = fleet.settled(last).await;
     assert!((0..80).all(|number| times_applied(&state, number) == 1));
@@ -362,7 +369,7 @@ async fn a_node_without_a_whole_snapshot_does_not_come_back_with_half_a_state() 
     for number in 0..10 {
         last = fleet.write(&store, &note(number, 10)).await.0;
     }
-    store.snapshot().await.unwrap();
+    snapshot_and_purge(&store, last).await;
     let snapshots = fleet.dir(1).join("store/snap");
     let file = eventually("the snapshot", || {
         let mut names = std::fs::read_dir(&snapshots)
@@ -371,8 +378,6 @@ async fn a_node_without_a_whole_snapshot_does_not_come_back_with_half_a_state() 
         names.find(|p| p.extension().is_some_and(|x| x == "snap"))
     })
     .await;
-    store.purge(last).await.unwrap();
-    sleep(Duration::from_millis(500)).await;
     drop(store);
     fleet.kill(1).await;
     let mut bytes = std::fs::read(&file).unwrap();

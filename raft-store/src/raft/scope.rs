@@ -7,7 +7,13 @@ use tokio::task::JoinSet;
 
 /// Owns every task of one daemon; dropping the last handle ends them.
 #[derive(Clone, Debug, Default)]
-pub struct Scope(Arc<Mutex<JoinSet<()>>>);
+pub struct Scope(Arc<Mutex<Tasks>>);
+
+#[derive(Debug, Default)]
+struct Tasks {
+    running: JoinSet<()>,
+    killed: bool,
+}
 
 impl Scope {
     /// Makes a scope without tasks.
@@ -23,16 +29,19 @@ impl Scope {
             std::mem::forget(guard);
         };
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(guarded);
+        // A task that is being ended must not leave others behind.
+        if tasks.killed {
+            return;
+        }
+        while tasks.running.try_join_next().is_some() {}
+        tasks.running.spawn(guarded);
     }
 
-    /// Ends all tasks at their next await.
+    /// Ends all tasks at their next await; nothing can be spawned any more.
     pub fn kill(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .abort_all();
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.killed = true;
+        tasks.running.abort_all();
     }
 }
 
@@ -62,5 +71,10 @@ mod tests {
         });
         scope.kill();
         assert!(rx.await.is_err());
+        let (tx, rx) = tokio::sync::oneshot::channel::<()>();
+        scope.spawn("late", async move {
+            let _ = tx.send(());
+        });
+        assert!(rx.await.is_err(), "it ran after the end");
     }
 }

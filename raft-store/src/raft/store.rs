@@ -79,6 +79,10 @@ pub struct RaftStatus {
     pub last_log: u64,
     /// The last applied index.
     pub applied: u64,
+    /// The last index that a snapshot of this node covers.
+    pub snapshot: u64,
+    /// The last index that was purged from this node's log.
+    pub purged: u64,
     /// Who votes.
     pub voters: BTreeSet<u64>,
     /// Who only listens.
@@ -263,8 +267,9 @@ impl<T: Transport> Store<T> {
     /// Waits until more than `after` is applied; returns the new index.
     pub async fn changed(&self, after: u64) -> u64 {
         let mut published = self.inner.published.clone();
-        match published.wait_for(|p| p.index > after).await {
-            Ok(p) => p.index,
+        let seen = published.wait_for(|p| p.index > after).await.map(|p| p.index);
+        match seen {
+            Ok(index) => index,
             // Raft has stopped: nothing will change any more, and the daemon ends by itself.
             Err(_) => std::future::pending().await,
         }
@@ -283,6 +288,8 @@ impl<T: Transport> Store<T> {
             term: m.current_term,
             last_log: m.last_log_index.unwrap_or(0),
             applied: self.inner.published.borrow().index,
+            snapshot: m.snapshot.as_ref().map_or(0, |id| id.index),
+            purged: m.purged.as_ref().map_or(0, |id| id.index),
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             quorum_acked: acked.map(|at| at.elapsed()),
