@@ -69,6 +69,8 @@ pub struct NodeView {
 pub struct Whereabouts {
     /// Who.
     pub uuid: Uuid,
+    /// Its Raft id.
+    pub node: u64,
     /// Since which start of its daemon.
     pub incarnation: u64,
     /// Which change since then.

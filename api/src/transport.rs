@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use uuid::Uuid;
 
-use crate::pki::node_name;
+use crate::pki::{fleet_name, node_name};
 use crate::proto::Frame;
 use crate::proto::peer_client::PeerClient;
 
@@ -159,6 +159,37 @@ impl PeerPool {
                 }
                 Err(e)
             }
+        }
+    }
+
+    /// Sends a frame to whichever node of the fleet listens at `address`.
+    ///
+    /// # Errors
+    /// When nothing of the fleet answers there within `deadline`.
+    pub async fn call_at(
+        &self,
+        address: SocketAddr,
+        fleet: Uuid,
+        (kind, body): (u32, Bytes),
+        deadline: Duration,
+    ) -> Result<(u32, Bytes), PeerError> {
+        let attempt = async {
+            let channel = connect(address, fleet_name(fleet), self.tls.clone())
+                .await
+                .map_err(PeerError::Unreachable)?;
+            let frame = Frame {
+                kind,
+                body: body.to_vec(),
+            };
+            let answer = PeerClient::new(channel).call(frame).await;
+            answer.map_err(|s| PeerError::Refused(s.message().to_owned()))
+        };
+        match timeout(deadline, attempt).await {
+            Ok(answer) => answer.map(|a| {
+                let frame = a.into_inner();
+                (frame.kind, frame.body.into())
+            }),
+            Err(_) => Err(PeerError::Timeout(deadline)),
         }
     }
 

@@ -1,1 +1,36 @@
-//! node
+//! Skein's daemon and command line: the place where the parts are put together.
+//!
+//! | module | what | pure |
+//! |---|---|---|
+//! | [`config`], [`identity`], [`whereabouts`] | what one machine knows of itself and others | mostly |
+//! | [`env`] | the one seam to the outside | ports |
+//! | [`project`] | replicated state as specs for overlay and K3s | yes |
+//! | [`daemon`] | the wiring | no |
+//! | [`leader`], [`reporter`], [`gossip`] | loops of the control plane | no |
+//! | [`agent`] | loops that make this host be what the state says | no |
+//! | [`backend`] | the daemon as the API sees it | no |
+//! | [`enter`] | founding and joining a fleet | no |
+//! | [`cli`] | the command line | no |
+
+pub mod agent;
+pub mod backend;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod enter;
+pub mod env;
+pub mod files;
+pub mod frames;
+pub mod gossip;
+pub mod identity;
+pub mod leader;
+pub mod own;
+pub mod project;
+pub mod reporter;
+pub mod transport;
+pub mod whereabouts;
+
+/// The version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The commit of this build, with `-dirty` if the tree differed from it.
+pub const COMMIT: &str = env!("SKEIN_COMMIT");

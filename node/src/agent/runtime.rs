@@ -1,0 +1,221 @@
+//! Keeps this host's K3s as the state says, and reports how far it is. Shell.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use api::secrets::{CLUSTER_SECRETS, ClusterSecrets};
+use raft_store::apply::{Command, ReportPhase};
+use raft_store::model::{Assignment, Cluster, Phase, Role, State};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Shared;
+use super::founding;
+use crate::env::Env;
+use crate::project::{Founding, K3sInputs, k3s_spec};
+
+/// The shortest pause between two turns.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The agent of K3s; it alone drives K3s on this host.
+pub struct K3sAgent<E: Env> {
+    shared: Shared<E>,
+    driver: k3s::Driver<E::Host>,
+    release: k3s::Release,
+    dir: PathBuf,
+    left: watch::Receiver<bool>,
+}
+
+impl<E: Env> K3sAgent<E> {
+    /// Makes the agent; `left` says when a leaving server is out of etcd.
+    pub fn new(
+        shared: Shared<E>,
+        release: k3s::Release,
+        dir: PathBuf,
+        left: watch::Receiver<bool>,
+    ) -> Self {
+        let driver = k3s::Driver::new(shared.env.host());
+        Self {
+            shared,
+            driver,
+            release,
+            dir,
+            left,
+        }
+    }
+
+    /// Runs until the daemon ends.
+    pub async fn run(mut self) {
+        loop {
+            let published = self.shared.store.published();
+            let state = published.state;
+            let now = Instant::now();
+            let wake = if state.fleet.is_some() {
+                self.turn(&state, now).await
+            } else {
+                now + Duration::from_secs(1)
+            };
+            sleep(PAUSE).await;
+            let left = wake.saturating_duration_since(Instant::now());
+            let _ = timeout(left, self.shared.store.changed(published.index)).await;
+        }
+    }
+
+    async fn turn(&mut self, state: &State, now: Instant) -> Instant {
+        let node = state.nodes.get(&self.shared.me);
+        let assignment = node.and_then(|n| n.assignment.as_ref());
+        let cluster = self.shared.own_cluster(state);
+        let secrets = cluster.and_then(|c| self.shared.secrets(c));
+        let founding = match self.founding(state, cluster, assignment) {
+            Ok(founding) => founding,
+            Err(why) => {
+                self.shared.own.update(|own| own.k3s_waits = Some(why));
+                return now + Duration::from_secs(2);
+            }
+        };
+        let left = *self.left.borrow();
+        let inputs = K3sInputs {
+            me: self.shared.me,
+            release: &self.release,
+            secrets: secrets.as_ref(),
+            founding: founding.as_ref(),
+            left,
+        };
+        let spec = k3s_spec(state, &inputs);
+        let turn = self.driver.turn(&spec, now).await;
+        self.tell(assignment, &turn);
+        if let Some(a) = assignment {
+            self.report(state, cluster, a, &spec, &turn, founding.as_ref())
+                .await;
+        }
+        turn.wake
+    }
+
+    /// What this node brings as the founder, until the state has it.
+    fn founding(
+        &self,
+        state: &State,
+        cluster: Option<&Cluster>,
+        a: Option<&Assignment>,
+    ) -> Result<Option<Founding>, String> {
+        let (Some(c), Some(a), Some(node)) = (cluster, a, state.nodes.get(&self.shared.me)) else {
+            return Ok(None);
+        };
+        let founds = c.bootstrap == Some(self.shared.me) && a.role == Role::K3sServer && !a.leaving;
+        if !founds || c.secrets.is_some() {
+            return Ok(None);
+        }
+        let key = self.shared.fleet_key.borrow().clone();
+        let key = key.ok_or("the leader to hand over the fleet's key")?;
+        let incarnation = format!("{}-{}", node.uuid, a.order);
+        let env = &self.shared.env;
+        let seeds = (env.wall().0 / 1000, env.random(), self.shared.nonce());
+        founding::load_or_make(&self.dir, &incarnation, c.name.as_str(), &key, seeds).map(Some)
+    }
+
+    fn tell(&self, a: Option<&Assignment>, turn: &k3s::Turn) {
+        let server = a.is_some_and(|a| a.role == Role::K3sServer && !a.leaving);
+        let ready = turn.health.ready.filter(|_| server);
+        let detail = (ready == Some(false)).then(|| turn.health.detail.clone());
+        let waits = a.and(turn.waiting_for.clone());
+        self.shared.own.update(|own| {
+            own.api_ready = ready;
+            own.api_detail = detail;
+            own.k3s_waits = waits;
+        });
+    }
+
+    async fn report(
+        &self,
+        state: &State,
+        cluster: Option<&Cluster>,
+        a: &Assignment,
+        spec: &k3s::Spec,
+        turn: &k3s::Turn,
+        founding: Option<&Founding>,
+    ) {
+        let Some(phase) = next_phase(a, cluster, spec, turn) else {
+            return;
+        };
+        let captured = (phase == Phase::Bootstrapped)
+            .then_some(())
+            .and(turn.captured.as_ref());
+        let secrets = match (captured, founding) {
+            (Some(c), Some(f)) => self.seal(c, f),
+            _ => None,
+        };
+        if phase == Phase::Bootstrapped && secrets.is_none() {
+            return;
+        }
+        let message = match &turn.phase {
+            k3s::Phase::Failed { reason } => Some(reason.clone()),
+            _ => None,
+        };
+        let vips = cluster
+            .and_then(|c| state.vips.get(&c.vip))
+            .map(raft_store::model::Vip::addresses);
+        let version = turn.version.as_deref().and_then(k3s::Version::parse);
+        let endpoint = vips.and_then(|v| k3s::endpoint(&v, version.as_ref()));
+        let report = ReportPhase {
+            node: self.shared.me,
+            order: a.order,
+            phase,
+            message,
+            version: turn.version.clone(),
+            endpoint,
+            secrets,
+        };
+        self.shared.propose(Command::ReportPhase(report)).await;
+    }
+
+    fn seal(&self, c: &k3s::Captured, f: &Founding) -> Option<raft_store::model::Sealed> {
+        let key = self.shared.fleet_key.borrow().clone()?;
+        let secrets = ClusterSecrets {
+            server_token: c.server_token.expose().to_owned(),
+            agent_token: c.agent_token.expose().to_owned(),
+            agent_secret: f.agent_secret.expose().to_owned(),
+            kubeconfig: c.kubeconfig.expose().to_owned(),
+            ca: founding::to_json(f),
+        };
+        let bytes = zeroize::Zeroizing::new(serde_json::to_vec(&secrets).ok()?);
+        Some(key.seal(CLUSTER_SECRETS, &bytes, self.shared.nonce()))
+    }
+}
+
+/// Decides which phase to report, if it differs from the one that is agreed.
+fn next_phase(
+    a: &Assignment,
+    cluster: Option<&Cluster>,
+    spec: &k3s::Spec,
+    turn: &k3s::Turn,
+) -> Option<Phase> {
+    let joins = matches!(spec, k3s::Spec::Run(run) if !matches!(run.role, k3s::Role::Server { join: None }));
+    let has_secrets = cluster.is_some_and(|c| c.secrets.is_some());
+    let phase = match &turn.phase {
+        k3s::Phase::Absent if a.leaving => Phase::Stopped,
+        _ if a.leaving => return None,
+        k3s::Phase::Absent => return None,
+        k3s::Phase::Stopped if matches!(spec, k3s::Spec::Stopped) => Phase::Stopped,
+        k3s::Phase::Stopping | k3s::Phase::Stopped => return None,
+        k3s::Phase::Failed { .. } => Phase::Failed,
+        _ if !matches!(spec, k3s::Spec::Run(_)) => return None,
+        _ if a.phase == Phase::Assigned => Phase::Installing,
+        k3s::Phase::Installing => Phase::Installing,
+        k3s::Phase::Starting | k3s::Phase::Joining if joins => Phase::JoinRequested,
+        k3s::Phase::Starting | k3s::Phase::Joining => Phase::Installing,
+        k3s::Phase::Bootstrapped | k3s::Phase::Ready if joins && a.phase == Phase::Installing => {
+            Phase::JoinRequested
+        }
+        k3s::Phase::Bootstrapped | k3s::Phase::Ready if !joins && !has_secrets => {
+            Phase::Bootstrapped
+        }
+        k3s::Phase::Bootstrapped => return None,
+        k3s::Phase::Ready => Phase::Ready,
+        k3s::Phase::Degraded => return None,
+    };
+    let upgraded = phase == Phase::Ready && turn.version.is_some() && turn.version != a.version;
+    let goes_back =
+        a.phase == Phase::Ready && matches!(phase, Phase::Installing | Phase::JoinRequested);
+    let again = phase == Phase::Bootstrapped && !has_secrets;
+    (!goes_back && (phase != a.phase || upgraded || again)).then_some(phase)
+}

@@ -1,0 +1,227 @@
+//! The daemon as the API's services see it. Shell.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::daemon::{
+    CallError, Daemon, FleetView, READ_DEADLINE, Snapshot, WRITE_DEADLINE, Whereabouts,
+};
+use bytes::Bytes;
+use raft_store::apply::{Change, Command, Outcome};
+use raft_store::model::{Network, NodeId, RequestId, State, UnixMillis};
+use raft_store::plan::Report;
+use raft_store::raft::{Frame, Store, Transport as _, kind};
+use raft_store::seal::FleetKey;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::env::Env;
+use crate::frames::{self, Gossip, Heard};
+use crate::leader::{LeaderHandle, proposal};
+use crate::transport::{NodeTransport, SharedBook};
+
+/// How long the leader may take to say what it sees.
+const VIEW_DEADLINE: Duration = Duration::from_millis(800);
+
+/// What the services need, put together.
+pub struct Backend<E: Env> {
+    /// The ports.
+    pub env: Arc<E>,
+    /// This node.
+    pub me: NodeId,
+    /// Replicated state.
+    pub store: Store<NodeTransport<E::Wire>>,
+    /// Calls to other nodes.
+    pub transport: NodeTransport<E::Wire>,
+    /// The leader's loop on this node.
+    pub leader: LeaderHandle,
+    /// Where nodes are.
+    pub book: SharedBook,
+    /// The fleet's key, once handed over.
+    pub fleet_key: watch::Receiver<Option<FleetKey>>,
+    /// Lines for `/metrics` that the loops keep.
+    pub metrics: watch::Receiver<String>,
+}
+
+impl<E: Env> Backend<E> {
+    async fn own_frame(&self, kind: u32, body: &Bytes) -> Result<(u32, Bytes), String> {
+        match kind {
+            frames::kind::REPORT => {
+                let report: Report = frames::decode(body)?;
+                let leader = self.leader.report(report).await;
+                Ok((kind, frames::encode(&Heard { leader })))
+            }
+            frames::kind::VIEW => Ok((kind, frames::encode(&self.leader.view().await))),
+            frames::kind::GOSSIP => {
+                let gossip: Gossip = frames::decode(body)?;
+                let mut book = self.book.lock();
+                if book.merge(gossip.records)
+                    && let Err(e) = book.save()
+                {
+                    tracing::warn!(error = %e, "whereabouts could not be saved");
+                }
+                Ok((
+                    kind,
+                    frames::encode(&Gossip {
+                        records: book.records(),
+                    }),
+                ))
+            }
+            other => Err(format!(
+                "unknown frame kind {other}: is the other node newer?"
+            )),
+        }
+    }
+
+    /// What this node alone can say: nobody is known to be alive.
+    fn blind_view(&self) -> FleetView {
+        let status = self.store.status();
+        let voters = status.voters.iter().copied().map(NodeId).collect();
+        FleetView {
+            leader: None,
+            term: status.term,
+            voters,
+            quorum: false,
+            ..FleetView::default()
+        }
+    }
+}
+
+impl<E: Env> Daemon for Backend<E> {
+    async fn propose(
+        &self,
+        request: Option<RequestId>,
+        by: &str,
+        command: Command,
+    ) -> Result<Change, CallError> {
+        let mut proposal = proposal(&*self.env, by, command);
+        if let Some(request) = request {
+            proposal.request = request;
+        }
+        let proposed = self.store.propose(&proposal, WRITE_DEADLINE).await;
+        let (_, outcome) = proposed.map_err(CallError::Propose)?;
+        if let Outcome::Rejected { rejection } = &outcome {
+            tracing::info!(%rejection, by, "a command was refused");
+        }
+        outcome.result().map_err(CallError::Rejected)
+    }
+
+    async fn read(&self, stale: bool) -> Result<Snapshot, CallError> {
+        let published = if stale {
+            self.store.published()
+        } else {
+            self.store
+                .read_linear(READ_DEADLINE)
+                .await
+                .map_err(CallError::Read)?
+        };
+        Ok(Snapshot {
+            state: published.state,
+            applied: published.index,
+        })
+    }
+
+    fn state(&self) -> Arc<State> {
+        self.store.state()
+    }
+
+    async fn changed(&self, after: u64) {
+        self.store.changed(after).await;
+    }
+
+    async fn view(&self) -> FleetView {
+        let Some(leader) = self.store.status().leader else {
+            return self.blind_view();
+        };
+        let view = if leader == self.me.0 {
+            self.leader.view().await
+        } else {
+            let frame = Frame {
+                kind: frames::kind::VIEW,
+                body: Bytes::new(),
+            };
+            let answer = self.transport.call(leader, frame, VIEW_DEADLINE).await.ok();
+            answer
+                .and_then(|a| frames::decode::<Option<FleetView>>(&a.body).ok())
+                .flatten()
+        };
+        view.unwrap_or_else(|| self.blind_view())
+    }
+
+    async fn frame(&self, from: Uuid, kind: u32, body: Bytes) -> Result<(u32, Bytes), CallError> {
+        if kind > kind::LAST {
+            return self
+                .own_frame(kind, &body)
+                .await
+                .map_err(CallError::NotReady);
+        }
+        // Only tells senders of snapshots apart.
+        let sender = from.as_u64_pair().1;
+        let answer = self.store.handle(sender, Frame { kind, body }).await;
+        let answer = answer.map_err(|e| CallError::NotReady(e.to_string()))?;
+        Ok((answer.kind, answer.body))
+    }
+
+    fn me(&self) -> NodeId {
+        self.me
+    }
+
+    fn wall(&self) -> UnixMillis {
+        self.env.wall()
+    }
+
+    fn random(&self) -> [u8; 32] {
+        self.env.random()
+    }
+
+    fn fleet_key(&self) -> Option<FleetKey> {
+        self.fleet_key.borrow().clone()
+    }
+
+    fn whereabouts(&self) -> Vec<Whereabouts> {
+        let state = self.store.state();
+        let records = self.book.lock().records().into_iter();
+        // In the order of the state, so that answers do not change from call to call.
+        let mut found: Vec<_> = records
+            .filter_map(|r| Some((state.node_by_uuid(r.uuid)?.id, r)))
+            .map(|(id, r)| {
+                (
+                    id,
+                    Whereabouts {
+                        uuid: r.uuid,
+                        node: r.node,
+                        incarnation: r.incarnation,
+                        seq: r.seq,
+                        addresses: r.addresses,
+                    },
+                )
+            })
+            .collect();
+        found.sort_by_key(|(id, _)| (*id != self.me, *id));
+        found.into_iter().map(|(_, w)| w).collect()
+    }
+
+    fn add_endpoint(&self, address: SocketAddr) {
+        let mut book = self.book.lock();
+        if book.hint(address)
+            && let Err(e) = book.save()
+        {
+            tracing::warn!(error = %e, "whereabouts could not be saved");
+        }
+    }
+
+    fn interface(&self, network: &Network) -> String {
+        sdwan::interface_name(network.name.as_str())
+    }
+
+    fn kubeconfig(&self, kubeconfig: &str, endpoint: &str, name: &str) -> Result<String, String> {
+        let secret = k3s::Secret::new(kubeconfig);
+        let rewritten = k3s::kubeconfig_for(&secret, endpoint, name).map_err(|e| e.to_string())?;
+        Ok(rewritten.expose().to_owned())
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.borrow().clone()
+    }
+}

@@ -1,0 +1,149 @@
+//! The command line: what can be typed, and where it goes. Shell.
+
+mod cluster;
+mod connect;
+mod fleet;
+mod local;
+mod node;
+mod output;
+mod service;
+
+use std::path::PathBuf;
+
+use api::client::ApiError;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{CONFIG_FILE, SOCKET, STATE_DIR};
+
+/// Kubernetes (K3s) on machines in several places, without a central server.
+///
+/// First machine: `skein init`. Others: `skein join TICKET`. Then `skein cluster create NAME --servers a,b,c
+/// --workers d` and `skein kubeconfig NAME --merge`. Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 refused by a
+/// safety guard, 5 no quorum, 6 timed out, 7 partly done.
+#[derive(Debug, Parser)]
+#[command(name = "skein", version = VERSION, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("SKEIN_COMMIT"), ")");
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// How to print: a table for people, or stable JSON.
+    #[arg(short, long, global = true, default_value = "table")]
+    output: Format,
+    /// An operator's context file, to talk to the fleet from a workstation.
+    #[arg(long, global = true, env = "SKEIN_CONTEXT", value_name = "FILE")]
+    context: Option<PathBuf>,
+    /// The local daemon's socket.
+    #[arg(long, global = true, env = "SKEIN_SOCKET", default_value = SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    /// Answer reads from what the asked node has, without asking the leader.
+    #[arg(long, global = true)]
+    stale: bool,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Where a machine keeps its part.
+#[derive(Clone, Debug, Args)]
+pub struct Places {
+    /// The daemon's state folder.
+    #[arg(long, env = "SKEIN_STATE_DIR", default_value = STATE_DIR, value_name = "DIR")]
+    state_dir: PathBuf,
+    /// The machine's configuration file.
+    #[arg(long, env = "SKEIN_CONFIG", value_name = "FILE", help = format!("The configuration file [default: {CONFIG_FILE}]"))]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Found a fleet on this machine, and start its daemon.
+    Init(local::InitArgs),
+    /// Join a fleet with a ticket, and start the daemon.
+    Join(local::JoinArgs),
+    /// Run the daemon of a machine that is a member (what skein.service does).
+    Daemon(Places),
+    /// Show the fleet in one screen.
+    Status,
+    /// List, show, remove nodes and give them roles.
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// Empty a node: cordon, hand over etcd, move the VIP, evict.
+    Drain(node::DrainArgs),
+    /// Take a drained node back into service.
+    Undrain {
+        /// The node.
+        node: String,
+    },
+    /// Make and show overlay networks.
+    #[command(subcommand)]
+    Net(fleet::NetCommand),
+    /// Admit plain WireGuard devices.
+    #[command(subcommand)]
+    Peer(fleet::PeerCommand),
+    /// Make and show clusters.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Print a cluster's kubeconfig, or merge it into your own.
+    Kubeconfig(cluster::KubeconfigArgs),
+    /// Show and move the VIPs of clusters' APIs.
+    #[command(subcommand)]
+    Vip(cluster::VipCommand),
+    /// Make, list and revoke join tickets.
+    #[command(subcommand)]
+    Ticket(fleet::TicketCommand),
+    /// Show what happened.
+    Events(fleet::EventsArgs),
+    /// Tell this node an address of another one.
+    #[command(subcommand)]
+    Endpoint(fleet::EndpointCommand),
+    /// Admit operators with a context file of their own.
+    #[command(subcommand)]
+    Operator(fleet::OperatorCommand),
+}
+
+type Result = std::result::Result<(), ApiError>;
+
+/// Carries out what was typed.
+///
+/// # Errors
+/// What is to be shown in three lines.
+pub async fn run(cli: Cli) -> Result {
+    let global = &cli.global;
+    match cli.command {
+        Command::Init(args) => local::init(global, args).await,
+        Command::Join(args) => local::join(global, args).await,
+        Command::Daemon(places) => local::daemon(global, places).await,
+        Command::Status => fleet::status(global).await,
+        Command::Node(command) => node::run(global, command).await,
+        Command::Drain(args) => node::drain(global, args).await,
+        Command::Undrain { node } => node::undrain(global, node).await,
+        Command::Net(command) => fleet::net(global, command).await,
+        Command::Peer(command) => fleet::peer(global, command).await,
+        Command::Cluster(command) => cluster::run(global, command).await,
+        Command::Kubeconfig(args) => cluster::kubeconfig(global, args).await,
+        Command::Vip(command) => cluster::vip(global, command).await,
+        Command::Ticket(command) => fleet::ticket(global, command).await,
+        Command::Events(args) => fleet::events(global, args).await,
+        Command::Endpoint(command) => fleet::endpoint(global, command).await,
+        Command::Operator(command) => fleet::operator(global, command).await,
+    }
+}
+
+/// Shows a failure: what failed, why, what to run next.
+pub fn show_failure(e: &ApiError) {
+    output::failure(e);
+}

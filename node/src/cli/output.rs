@@ -1,0 +1,132 @@
+//! Output: tables and JSON on stdout, progress and failures on stderr. Shell.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is where the command line prints"
+)]
+
+use std::io::{IsTerminal as _, Write as _};
+
+use api::client::ApiError;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use super::{Format, Global};
+
+/// Prints a line of data.
+pub(super) fn line(text: impl std::fmt::Display) {
+    println!("{text}");
+}
+
+/// Prints text as it is.
+pub(super) fn raw(text: &str) {
+    print!("{text}");
+    // A closed pipe is the reader's wish.
+    let _ = std::io::stdout().flush();
+}
+
+/// Prints a note that is no data.
+pub(super) fn note(text: impl std::fmt::Display) {
+    eprintln!("{text}");
+}
+
+fn colour() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Shows a failure in three lines.
+pub(super) fn failure(e: &ApiError) {
+    let (red, off) = if colour() {
+        ("\x1b[31m", "\x1b[0m")
+    } else {
+        ("", "")
+    };
+    eprintln!("{red}error{off}: {}", e.what);
+    eprintln!("why:   {}", e.why);
+    eprintln!("next:  {}", e.next);
+}
+
+/// Prints a message as JSON with the schema's version.
+pub(super) fn json(message: &impl Serialize) {
+    let mut value = serde_json::to_value(message).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        object.insert("schema".into(), 1.into());
+    }
+    println!(
+        "{}",
+        serde_json::to_string_pretty(&value).unwrap_or_default()
+    );
+}
+
+/// Prints JSON, or what `table` makes, as asked for.
+pub(super) fn show(global: &Global, message: &impl Serialize, table: impl FnOnce()) {
+    match global.output {
+        Format::Json => json(message),
+        Format::Table => table(),
+    }
+}
+
+/// Prints a table; an empty one says so.
+pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) {
+    if rows.is_empty() {
+        eprintln!("{empty}");
+        return;
+    }
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(header.iter().map(|h| h.to_uppercase()));
+    for row in rows {
+        table.add_row(
+            row.into_iter()
+                .map(|c| if c.is_empty() { "-".into() } else { c }),
+        );
+    }
+    for line in table.to_string().lines() {
+        println!("{}", line.trim_end().trim_start_matches(' '));
+    }
+}
+
+/// Says on stderr what is waited for: one changing line on a terminal, a line per change elsewhere.
+#[derive(Default)]
+pub(super) struct Progress {
+    last: String,
+    open: bool,
+}
+
+impl Progress {
+    /// Shows what is waited for now.
+    pub(super) fn show(&mut self, text: &str) {
+        if text == self.last {
+            return;
+        }
+        text.clone_into(&mut self.last);
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[2K{}", text.chars().take(110).collect::<String>());
+            self.open = true;
+        } else {
+            eprintln!("{text}");
+        }
+    }
+
+    /// Ends the changing line.
+    pub(super) fn end(&mut self) {
+        if std::mem::take(&mut self.open) {
+            eprintln!();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Writes a Unix time in milliseconds as UTC.
+pub(super) fn time(ms: u64) -> String {
+    let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
+    humantime::format_rfc3339_millis(at).to_string()
+}

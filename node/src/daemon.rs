@@ -1,0 +1,341 @@
+//! The wiring: opens the store, starts the loops, serves the API, and ends when something vital does. Shell.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::tls::{Papers, TlsError};
+use raft_store::model::NodeId;
+use raft_store::raft::{Profile, Scope, Store, StoreConfig, StoreError};
+use raft_store::seal::FleetKey;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::agent::Shared;
+use crate::agent::chores::ChoresAgent;
+use crate::agent::overlay::OverlayAgent;
+use crate::agent::runtime::K3sAgent;
+use crate::backend::Backend;
+use crate::config::{Config, Timers};
+use crate::env::Env;
+use crate::gossip::Gossiper;
+use crate::identity::{Identity, IdentityError};
+use crate::leader::{Leader, channel};
+use crate::own::OwnHandle;
+use crate::reporter;
+use crate::transport::{NodeTransport, SharedBook};
+
+/// How long Raft may take to stop.
+const STOP_MAX: Duration = Duration::from_secs(3);
+
+/// Why the daemon does not run (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The machine's identity cannot be used.
+    #[error(transparent)]
+    Identity(IdentityError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Tls(TlsError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which one.
+        address: String,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// Something vital ended.
+    #[error("{0}")]
+    Ended(String),
+}
+
+/// Where the daemon keeps and finds things.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// What must survive a restart.
+    pub state_dir: PathBuf,
+    /// The local socket.
+    pub socket: PathBuf,
+}
+
+fn profile(timers: Timers) -> Profile {
+    match timers {
+        Timers::Fast => Profile::Fast,
+        Timers::Lan => Profile::Lan,
+        Timers::Wan => Profile::Wan,
+    }
+}
+
+/// Returns where this host's K3s comes from.
+pub fn release(config: &Config) -> k3s::Release {
+    match (&config.k3s.binary, &config.k3s.url, &config.k3s.sha256) {
+        (Some(path), _, _) => k3s::Release::Path(path.clone()),
+        (None, Some(url), Some(sha256)) => k3s::Release::Url {
+            url: url.clone(),
+            sha256: sha256.clone(),
+        },
+        _ => k3s::Release::Pinned,
+    }
+}
+
+/// The store's configuration for a member.
+pub fn store_config(identity: &Identity, config: &Config) -> Result<StoreConfig, IdentityError> {
+    let member = identity.membership()?;
+    Ok(StoreConfig {
+        id: member.node.0,
+        fleet: member.fleet,
+        profile: profile(config.timers),
+    })
+}
+
+/// The member's papers for TLS.
+pub fn papers(identity: &Identity) -> Result<Papers, IdentityError> {
+    Ok(Papers {
+        cert_pem: identity.cert_pem()?,
+        key_pem: identity.tls_key_pem().to_owned().into(),
+        ca_pem: identity.ca_pem()?,
+    })
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
+    let first = TcpListener::bind(address).await;
+    let bound = match first {
+        // A host without IPv6 has no [::] to listen on.
+        Err(e) if address.is_ipv6() && e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => {
+            TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], address.port()))).await
+        }
+        other => other,
+    };
+    bound.map_err(|source| DaemonError::Listen {
+        address: address.to_string(),
+        source,
+    })
+}
+
+/// Runs the daemon of a member until it is told to end, or something vital ends.
+///
+/// # Errors
+/// When it cannot start, or something vital ended.
+pub async fn run<E: Env>(
+    env: Arc<E>,
+    book: SharedBook,
+    identity: Identity,
+    config: Config,
+    paths: Paths,
+) -> Result<(), DaemonError> {
+    let member = identity
+        .membership()
+        .map_err(DaemonError::Identity)?
+        .clone();
+    let papers = papers(&identity).map_err(DaemonError::Identity)?;
+    let server_tls = papers.server().map_err(DaemonError::Tls)?;
+    let listener = bind(config.listen).await?;
+    let http = bind(config.http).await?;
+    let local = api::server::bind_local(&paths.socket).map_err(|source| DaemonError::Listen {
+        address: paths.socket.display().to_string(),
+        source,
+    })?;
+    let transport = NodeTransport::new(env.wire(), book.clone());
+    let store_config = store_config(&identity, &config).map_err(DaemonError::Identity)?;
+    let store = Store::open(&paths.state_dir, &store_config, transport.clone())
+        .await
+        .map_err(DaemonError::Store)?;
+    tracing::info!(node = %member.name, id = %member.node, commit = crate::COMMIT, "the daemon runs");
+
+    let scope = Scope::new();
+    let (key_tx, fleet_key) = watch::channel(None::<FleetKey>);
+    let (metrics_tx, metrics) = watch::channel(String::new());
+    let (leader, inbox) = channel();
+    let own = OwnHandle::default();
+    let shared = Shared {
+        env: env.clone(),
+        me: member.node,
+        name: member.name.to_string(),
+        store: store.clone(),
+        book: book.clone(),
+        own: own.clone(),
+        fleet_key: fleet_key.clone(),
+    };
+    let backend = Arc::new(Backend {
+        env: env.clone(),
+        me: member.node,
+        store: store.clone(),
+        transport: transport.clone(),
+        leader: leader.clone(),
+        book: book.clone(),
+        fleet_key: fleet_key.clone(),
+        metrics,
+    });
+
+    let (fatal, mut ended) = mpsc::channel::<String>(8);
+    serve(&scope, &fatal, backend, server_tls, (listener, http, local));
+    scope.spawn(
+        "key",
+        open_key(store.clone(), member.node, *identity.sealing(), key_tx),
+    );
+    scope.spawn(
+        "leader",
+        Leader::new(env.clone(), store.clone(), fleet_key).run(inbox),
+    );
+    scope.spawn(
+        "reporter",
+        reporter::run(member.node, store.clone(), transport, leader, own),
+    );
+    let gossiper = Gossiper::new(
+        env,
+        book,
+        store.clone(),
+        (identity.uuid(), member.node.0),
+        &config,
+    );
+    scope.spawn("gossip", gossiper.run());
+    start_agents(&scope, shared, &identity, &config, &paths, metrics_tx);
+    scope.spawn("raft watch", watch_raft(store.clone(), fatal));
+
+    let result = tokio::select! {
+        biased;
+        () = told_to_end() => Ok(()),
+        why = ended.recv() => Err(DaemonError::Ended(why.unwrap_or_default())),
+    };
+    // A leader that leaves says so: the next one is there in milliseconds.
+    hand_over(&store).await;
+    scope.kill();
+    let _ = timeout(STOP_MAX, store.stop()).await;
+    tracing::info!("the daemon has ended; K3s and the overlay's device go on");
+    result
+}
+
+fn start_agents<E: Env>(
+    scope: &Scope,
+    shared: Shared<E>,
+    identity: &Identity,
+    config: &Config,
+    paths: &Paths,
+    metrics: watch::Sender<String>,
+) {
+    let (left_tx, left) = watch::channel(false);
+    let wireguard = zeroize::Zeroizing::new(*identity.wireguard());
+    let overlay = OverlayAgent::new(shared.clone(), wireguard, metrics);
+    scope.spawn("overlay", overlay.run());
+    let dir = paths.state_dir.join("k3s");
+    let data_dir = config
+        .k3s
+        .data_dir
+        .clone()
+        .unwrap_or_else(|| "/var/lib/rancher/k3s".into());
+    scope.spawn(
+        "k3s",
+        K3sAgent::new(shared.clone(), release(config), dir, left).run(),
+    );
+    scope.spawn("chores", ChoresAgent::new(shared, data_dir, left_tx).run());
+}
+
+fn serve<E: Env>(
+    scope: &Scope,
+    fatal: &mpsc::Sender<String>,
+    backend: Arc<Backend<E>>,
+    tls: Arc<rustls::ServerConfig>,
+    (listener, http, local): (TcpListener, TcpListener, tokio::net::UnixListener),
+) {
+    let ends = |what: &'static str| {
+        let fatal = fatal.clone();
+        async move |why: String| {
+            // Full only if the daemon ends already.
+            let _ = fatal.try_send(format!("{what} ended: {why}"));
+        }
+    };
+    let (end, daemon) = (ends("the API"), backend.clone());
+    scope.spawn("api", async move {
+        let result = api::server::serve_tls(daemon, listener, tls).await;
+        end(format!("{result:?}")).await;
+    });
+    let (end, daemon) = (ends("the local socket"), backend.clone());
+    scope.spawn("local api", async move {
+        let result = api::server::serve_local(daemon, local).await;
+        end(format!("{result:?}")).await;
+    });
+    let end = ends("HTTP");
+    scope.spawn("http", async move {
+        let result = api::http::serve(backend, http).await;
+        end(format!("{result:?}")).await;
+    });
+}
+
+/// Opens the fleet's key once it is boxed for this node.
+async fn open_key<W: crate::env::Wire>(
+    store: Store<NodeTransport<W>>,
+    me: NodeId,
+    sealing: [u8; 32],
+    key: watch::Sender<Option<FleetKey>>,
+) {
+    let sealing = zeroize::Zeroizing::new(sealing);
+    loop {
+        let published = store.published();
+        let boxed = published
+            .state
+            .nodes
+            .get(&me)
+            .and_then(|n| n.key_box.as_ref());
+        match boxed.map(|b| FleetKey::unbox(b, &sealing)) {
+            Some(Ok(opened)) => {
+                key.send_replace(Some(opened));
+                return;
+            }
+            Some(Err(e)) => {
+                tracing::error!(error = %e, "the fleet's key does not open with this node's key")
+            }
+            None => {}
+        }
+        store.changed(published.index).await;
+    }
+}
+
+/// Ends the daemon when Raft has stopped here, which it does when the disk fails.
+async fn watch_raft<W: crate::env::Wire>(
+    store: Store<NodeTransport<W>>,
+    fatal: mpsc::Sender<String>,
+) {
+    loop {
+        if let Some(why) = store.status().stopped {
+            let _ = fatal.try_send(format!("raft has stopped: {why}"));
+            return;
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn hand_over<W: crate::env::Wire>(store: &Store<NodeTransport<W>>) {
+    let status = store.status();
+    if status.leader != Some(status.id) {
+        return;
+    }
+    let best = status.voters.iter().filter(|v| **v != status.id);
+    let best = best.max_by_key(|v| status.matched.get(v).copied().unwrap_or(0));
+    if let Some(to) = best
+        && store.transfer_leader(*to).await.is_ok()
+    {
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn told_to_end() {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        biased;
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}

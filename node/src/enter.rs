@@ -1,0 +1,343 @@
+//! Founding a fleet and joining one: what `skein init` and `skein join` do before the daemon runs. Shell.
+//!
+//! Both can be killed at any point: the same command again completes what was begun.
+
+use std::path::Path;
+use std::time::Duration;
+
+use api::client::{ApiError, redeem};
+use api::pki::{Authority, make_ca, make_csr, make_key};
+use api::proto::RedeemRequest;
+use api::secrets::CA_KEY;
+use api::status::detail;
+use api::ticket::JoinTicket;
+use ipnet::{Ipv4Net, Ipv6Net};
+use raft_store::apply::{Command, FoundFleet, NewNode, Outcome, Proposal};
+use raft_store::model::{FOUNDER, Name, NodeId, RequestId, default_pools, overlap4};
+use raft_store::raft::{Frame, Profile, Store, StoreConfig, Transport, TransportError};
+use raft_store::seal::FleetKey;
+use uuid::Uuid;
+
+use crate::env::linux::{random, wall};
+use crate::identity::{Identity, IdentityError, Membership};
+use crate::whereabouts::{Book, Record};
+
+/// The first network's name.
+const NETWORK: &str = "default";
+/// How long the founding command may take: one fsync, on a slow disk.
+const FOUND_MAX: Duration = Duration::from_secs(20);
+
+/// What `skein init` was asked for.
+#[derive(Clone, Debug)]
+pub struct Init {
+    /// The node's name.
+    pub name: Name,
+    /// The pool of overlay IPv4 addresses, if it was chosen by hand.
+    pub ipv4_pool: Option<Ipv4Net>,
+    /// How many voters to aim for.
+    pub voters: u8,
+}
+
+fn fail(what: &str, why: impl std::fmt::Display, next: &str) -> ApiError {
+    detail("failed", what, why.to_string(), next).into()
+}
+
+fn identity_error(what: &'static str) -> impl Fn(IdentityError) -> ApiError {
+    move |e| fail(what, e, "mend the state folder, or empty it to start anew")
+}
+
+/// A founder has nobody to talk to yet.
+#[derive(Clone)]
+struct Alone;
+
+impl Transport for Alone {
+    async fn call(&self, to: u64, _: Frame, _: Duration) -> Result<Frame, TransportError> {
+        Err(TransportError::Unreachable(format!(
+            "node {to}: the fleet is being founded"
+        )))
+    }
+}
+
+fn new_uuid() -> Uuid {
+    let mut bytes = [0; 16];
+    random(&mut bytes);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
+
+fn key32() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    random(&mut bytes);
+    bytes
+}
+
+fn nonce() -> [u8; 24] {
+    let mut bytes = [0; 24];
+    random(&mut bytes);
+    bytes
+}
+
+fn load_identity(dir: &Path, what: &'static str) -> Result<Identity, ApiError> {
+    let tls_key = make_key().map_err(|e| fail(what, e, "run the command again"))?;
+    Identity::load_or_create(dir, random, || tls_key).map_err(identity_error(what))
+}
+
+/// Founds a fleet on this machine; done already is fine if the name is the same.
+///
+/// # Errors
+/// When this machine is a member of something else, or its disk refuses.
+pub async fn init(dir: &Path, init: &Init) -> Result<Identity, ApiError> {
+    const WHAT: &str = "no fleet was founded";
+    let mut identity = load_identity(dir, WHAT)?;
+    if let Ok(m) = identity.membership() {
+        if m.node == FOUNDER && m.name == init.name {
+            return Ok(identity);
+        }
+        let why = format!("this machine is {} in a fleet already", m.name);
+        return Err(fail(
+            WHAT,
+            why,
+            "to leave it, run `skein node leave`, then empty /var/lib/skein",
+        ));
+    }
+    let pool = choose_pool(init.ipv4_pool)?;
+    // Raft's store is bound to the fleet's id, so an interrupted founding keeps the one it began with.
+    let fleet = identity.request();
+    let config = StoreConfig {
+        id: FOUNDER.0,
+        fleet,
+        profile: Profile::Lan,
+    };
+    let open = Store::open(dir, &config, Alone).await;
+    let store =
+        open.map_err(|e| fail(WHAT, e, "run `skein init` again, or empty the state folder"))?;
+    let result = found(&store, &identity, fleet, init, pool).await;
+    store.stop().await;
+    result?;
+    let membership = Membership {
+        fleet,
+        node: FOUNDER,
+        name: init.name.clone(),
+    };
+    let cert = identity.cert_pem().map_err(identity_error(WHAT))?;
+    let ca = identity.ca_pem().map_err(identity_error(WHAT))?;
+    identity
+        .enter(&cert, &ca, membership)
+        .map_err(identity_error(WHAT))?;
+    Ok(identity)
+}
+
+async fn found(
+    store: &Store<Alone>,
+    identity: &Identity,
+    fleet: Uuid,
+    init: &Init,
+    pool: Ipv4Net,
+) -> Result<(), ApiError> {
+    const WHAT: &str = "no fleet was founded";
+    let failed = |e: &dyn std::fmt::Display| fail(WHAT, e, "run `skein init` again");
+    store.found(identity.uuid()).await.map_err(|e| failed(&e))?;
+    // A single voter leads at once; what an earlier attempt committed is applied by then.
+    store.read_linear(FOUND_MAX).await.map_err(|e| failed(&e))?;
+    if store.state().fleet.is_some() {
+        return Ok(());
+    }
+    let at = wall();
+    let now_s = at.0 / 1000;
+    let ca = make_ca(fleet, now_s).map_err(|e| failed(&e))?;
+    let authority = Authority::open(&ca.cert_pem, &ca.key_pem).map_err(|e| failed(&e))?;
+    let csr = make_csr(identity.tls_key_pem()).map_err(|e| failed(&e))?;
+    let cert = authority
+        .sign_node(&csr, fleet, identity.uuid(), now_s)
+        .map_err(|e| failed(&e))?;
+    // The papers come first: a fleet whose founder lost its certificate could not be entered.
+    identity
+        .put_papers(&cert, &ca.cert_pem)
+        .map_err(identity_error(WHAT))?;
+    let key = FleetKey::from_bytes(key32());
+    let sealing = identity.sealing_public();
+    let network = NETWORK
+        .parse()
+        .map_err(|e: raft_store::model::InvalidName| failed(&e))?;
+    let command = Command::FoundFleet(FoundFleet {
+        id: fleet,
+        ca_cert: ca.cert_pem.clone(),
+        ca_key: key.seal(CA_KEY, ca.key_pem.as_bytes(), nonce()),
+        ipv4_pool: pool,
+        ula: random_ula(),
+        voters: init.voters,
+        network,
+        node: new_node(identity, &init.name),
+        key_box: key.boxed(&sealing, key32(), nonce()),
+    });
+    let proposal = Proposal {
+        request: RequestId(new_uuid()),
+        at,
+        by: "local".into(),
+        command,
+    };
+    match store
+        .propose(&proposal, FOUND_MAX)
+        .await
+        .map_err(|e| failed(&e))?
+        .1
+    {
+        Outcome::Rejected { rejection } => Err(failed(&rejection)),
+        _ => Ok(()),
+    }
+}
+
+fn new_node(identity: &Identity, name: &Name) -> NewNode {
+    NewNode {
+        uuid: identity.uuid(),
+        name: name.clone(),
+        wireguard: identity.wireguard_public(),
+        sealing: identity.sealing_public(),
+    }
+}
+
+/// Draws a fleet's /48: fd00::/8 and 40 random bits (RFC 4193, section 3.1).
+fn random_ula() -> Ipv6Net {
+    let bytes = key32();
+    let mut address = [0u8; 16];
+    address[0] = 0xfd;
+    address[1..6].copy_from_slice(&bytes[..5]);
+    Ipv6Net::new(address.into(), 48).expect("48 is a prefix length")
+}
+
+/// Returns the IPv4 routes of this host, without the default route.
+pub fn local_routes() -> Vec<Ipv4Net> {
+    let text = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let hex = |field: Option<&str>| u32::from_str_radix(field?, 16).ok().map(u32::from_be);
+    let parse = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let device = fields.next()?;
+        let to = hex(fields.next())?;
+        let mask = hex(fields.nth(5))?;
+        let len = u8::try_from(mask.leading_ones()).ok()?;
+        let ours = device.starts_with("wg-sdwan") || len == 0;
+        (!ours).then(|| Ipv4Net::new(to.into(), len).ok())?
+    };
+    text.lines().skip(1).filter_map(parse).collect()
+}
+
+/// Takes the wanted pool, or the first default one that no route of this host uses.
+fn choose_pool(wanted: Option<Ipv4Net>) -> Result<Ipv4Net, ApiError> {
+    const WHAT: &str = "no fleet was founded";
+    let routes = local_routes();
+    let clash = |pool: &Ipv4Net| routes.iter().find(|r| overlap4(**r, *pool)).copied();
+    match wanted {
+        Some(pool) => {
+            let pool = pool.trunc();
+            let k3s: Ipv4Net =
+                Ipv4Net::new([10, 42, 0, 0].into(), 15).expect("15 is a prefix length");
+            let shared: Ipv4Net =
+                Ipv4Net::new([100, 64, 0, 0].into(), 10).expect("10 is a prefix length");
+            if let Some(route) = clash(&pool) {
+                let why = format!("--ipv4-pool {pool} clashes with this host's route {route}");
+                return Err(fail(
+                    WHAT,
+                    why,
+                    "choose a private range that no machine of the fleet uses, such as --ipv4-pool 10.90.0.0/16",
+                ));
+            }
+            if overlap4(pool, k3s) || overlap4(pool, shared) {
+                let why = format!(
+                    "--ipv4-pool {pool} overlaps K3s' own ranges (10.42.0.0/15) or 100.64.0.0/10, which other overlays drop"
+                );
+                return Err(fail(
+                    WHAT,
+                    why,
+                    "choose another private range, such as --ipv4-pool 10.90.0.0/16",
+                ));
+            }
+            if !(8..=24).contains(&pool.prefix_len()) {
+                let why =
+                    format!("--ipv4-pool {pool} is too small or too large: /8 to /24 are possible");
+                return Err(fail(WHAT, why, "leave --ipv4-pool out to have one chosen"));
+            }
+            Ok(pool)
+        }
+        None => default_pools().find(|p| clash(p).is_none()).ok_or_else(|| {
+            fail(
+                WHAT,
+                "every default IPv4 pool clashes with a route of this host",
+                "choose one by hand: --ipv4-pool 172.20.0.0/16",
+            )
+        }),
+    }
+}
+
+/// Joins a fleet with a ticket; done already is fine if it is the same fleet and name.
+///
+/// # Errors
+/// When the ticket is refused, no member answers, or this machine's disk refuses.
+pub async fn join(
+    dir: &Path,
+    ticket: &JoinTicket,
+    name: &Name,
+    replaces: Option<&Name>,
+) -> Result<Identity, ApiError> {
+    const WHAT: &str = "this machine did not join";
+    let mut identity = load_identity(dir, WHAT)?;
+    if let Ok(m) = identity.membership() {
+        if m.fleet == ticket.fleet && m.name == *name {
+            return Ok(identity);
+        }
+        let same = if m.fleet == ticket.fleet {
+            "this fleet"
+        } else {
+            "another fleet"
+        };
+        let why = format!("it is {} in {same} already", m.name);
+        return Err(fail(
+            WHAT,
+            why,
+            "to start anew, stop the daemon and empty /var/lib/skein",
+        ));
+    }
+    let csr_pem =
+        make_csr(identity.tls_key_pem()).map_err(|e| fail(WHAT, e, "run the command again"))?;
+    let request = RedeemRequest {
+        ticket: ticket.id,
+        secret: ticket.secret.to_vec(),
+        name: name.to_string(),
+        uuid: identity.uuid().to_string(),
+        csr_pem,
+        wireguard_key: identity.wireguard_public().to_string(),
+        sealing_key: identity.sealing_public().to_string(),
+        replaces: replaces.map(ToString::to_string).unwrap_or_default(),
+        // Not the stored id alone: an attempt that was refused must not be answered from memory.
+        request_id: new_uuid().to_string(),
+    };
+    let answer = redeem(ticket, request).await?;
+    let pool: Option<Ipv4Net> = answer.ipv4_pool.parse().ok();
+    if let Some(pool) = pool
+        && let Some(route) = local_routes().iter().find(|r| overlap4(**r, pool))
+    {
+        tracing::warn!(%pool, %route, "the fleet's IPv4 pool overlaps a route of this machine: traffic to {route} may go astray");
+    }
+    let members = answer.members.iter().filter_map(|w| {
+        Some(Record {
+            uuid: w.uuid.parse().ok()?,
+            node: w.node,
+            incarnation: w.incarnation,
+            seq: w.seq,
+            addresses: w.addresses.iter().filter_map(|a| a.parse().ok()).collect(),
+        })
+    });
+    let mut book = Book::load(&dir.join("whereabouts.json"));
+    book.merge(members);
+    for endpoint in &ticket.endpoints {
+        book.hint(*endpoint);
+    }
+    book.save()
+        .map_err(|e| fail(WHAT, e, "make room on the disk and run the command again"))?;
+    let membership = Membership {
+        fleet: ticket.fleet,
+        node: NodeId(answer.node_id),
+        name: name.clone(),
+    };
+    let entered = identity.enter(&answer.certificate_pem, &answer.ca_pem, membership);
+    entered.map_err(identity_error(WHAT))?;
+    Ok(identity)
+}

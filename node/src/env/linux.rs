@@ -1,0 +1,189 @@
+//! The ports on a Linux host: clocks, randomness, interfaces, the TLS wire. Shell.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use api::transport::{Lane, PeerError, PeerPool};
+use raft_store::model::UnixMillis;
+use raft_store::raft::{TransportError, kind};
+use rand::TryRngCore as _;
+use uuid::Uuid;
+
+use super::{Env, Mesh, Message, Wire};
+
+/// Frames above this size travel apart from heartbeats.
+const BULK: usize = 64 * 1024;
+
+/// Returns the wall clock.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that asks for the time"
+)]
+pub fn wall() -> UnixMillis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    UnixMillis(since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
+}
+
+/// Fills `bytes` from the operating system's random source.
+pub fn random(bytes: &mut [u8]) {
+    rand::rngs::OsRng
+        .try_fill_bytes(bytes)
+        .expect("the kernel has randomness once it has booted");
+}
+
+/// Returns the addresses at which this host is reached: those of interfaces that are up, but not loopback,
+/// link-local, overlay or container addresses. IPv6 first.
+pub fn addresses() -> Vec<IpAddr> {
+    const OURS: [&str; 7] = ["lo", "wg-", "cni", "flannel", "veth", "docker", "kube-"];
+    let Ok(all) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    let mut found: Vec<IpAddr> = all
+        .filter(|i| i.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP))
+        .filter(|i| !OURS.iter().any(|p| i.interface_name.starts_with(p)))
+        .filter_map(|i| {
+            let address = i.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+        })
+        .filter(|ip| match ip {
+            IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
+        })
+        .collect();
+    found.sort_by_key(IpAddr::is_ipv4);
+    found
+}
+
+/// The wire over mutual TLS.
+#[derive(Clone)]
+pub struct TlsWire {
+    pool: PeerPool,
+    fleet: Uuid,
+}
+
+impl TlsWire {
+    /// Uses a pool of channels within a fleet.
+    pub fn new(pool: PeerPool, fleet: Uuid) -> Self {
+        Self { pool, fleet }
+    }
+}
+
+fn error(e: PeerError) -> TransportError {
+    match e {
+        PeerError::Timeout(d) => TransportError::Timeout(d),
+        PeerError::Unreachable(why) => TransportError::Unreachable(why),
+        PeerError::Refused(why) => TransportError::Refused(why),
+    }
+}
+
+impl Wire for TlsWire {
+    async fn call(
+        &self,
+        to: Uuid,
+        addresses: &[SocketAddr],
+        message: Message,
+        deadline: Duration,
+    ) -> Result<Message, TransportError> {
+        let bulk = message.0 == kind::SNAPSHOT || message.1.len() > BULK;
+        let lane = if bulk { Lane::Bulk } else { Lane::Quick };
+        self.pool
+            .call(to, lane, addresses, message, deadline)
+            .await
+            .map_err(error)
+    }
+
+    async fn call_at(
+        &self,
+        address: SocketAddr,
+        message: Message,
+        deadline: Duration,
+    ) -> Result<Message, TransportError> {
+        self.pool
+            .call_at(address, self.fleet, message, deadline)
+            .await
+            .map_err(error)
+    }
+}
+
+/// The Linux host as the daemon's world.
+pub struct LinuxEnv {
+    wire: TlsWire,
+    k3s: k3s::LinuxConfig,
+}
+
+impl LinuxEnv {
+    /// Puts the ports together.
+    pub fn new(wire: TlsWire, k3s: k3s::LinuxConfig) -> Self {
+        Self { wire, k3s }
+    }
+}
+
+impl Env for LinuxEnv {
+    type Wire = TlsWire;
+    type Host = k3s::LinuxHost;
+    type Mesh = LinuxMesh;
+
+    fn wire(&self) -> TlsWire {
+        self.wire.clone()
+    }
+
+    fn host(&self) -> k3s::LinuxHost {
+        k3s::LinuxHost::new(self.k3s.clone())
+    }
+
+    fn mesh(&self) -> LinuxMesh {
+        LinuxMesh(sdwan::Overlay::new())
+    }
+
+    fn wall(&self) -> UnixMillis {
+        wall()
+    }
+
+    fn random(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        random(&mut bytes);
+        bytes
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        addresses()
+    }
+}
+
+/// The overlay's real devices.
+pub struct LinuxMesh(sdwan::Overlay);
+
+impl Mesh for LinuxMesh {
+    async fn apply(&mut self, specs: Vec<sdwan::MeshSpec>) -> Result<(), String> {
+        self.0.apply(specs).await.map_err(|e| e.to_string())
+    }
+
+    async fn kill_flows(&self, to: Vec<IpAddr>) -> Result<usize, String> {
+        sdwan::kill_flows(to).await.map_err(|e| e.to_string())
+    }
+
+    fn metrics(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        for mesh in self.0.status() {
+            for peer in &mesh.peers {
+                let labels = format!("network=\"{}\",peer=\"{}\"", mesh.network, peer.name);
+                let _ = writeln!(
+                    text,
+                    "skein_peer_received_bytes{{{labels}}} {}",
+                    peer.rx_bytes
+                );
+                let _ = writeln!(text, "skein_peer_sent_bytes{{{labels}}} {}", peer.tx_bytes);
+                if let Some(age) = peer.handshake_age {
+                    let _ = writeln!(
+                        text,
+                        "skein_peer_handshake_age_seconds{{{labels}}} {}",
+                        age.as_secs()
+                    );
+                }
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,45 @@
+//! The daemon's own frames: reports, the leader's view, whereabouts. Pure.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::whereabouts::Record;
+
+/// Kinds of frames of the daemon; those below are raft-store's.
+pub mod kind {
+    /// A report to the leader.
+    pub const REPORT: u32 = 32;
+    /// Question what the leader sees.
+    pub const VIEW: u32 = 33;
+    /// Exchange of whereabouts.
+    pub const GOSSIP: u32 = 34;
+}
+
+/// A leader's answer to a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// False if the report reached a node that does not lead.
+    pub leader: bool,
+}
+
+/// Whereabouts, either way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gossip {
+    /// All that the sender knows.
+    pub records: Vec<Record>,
+}
+
+/// Encodes a message of the daemon.
+pub fn encode(message: &impl Serialize) -> bytes::Bytes {
+    serde_json::to_vec(message)
+        .expect("the daemon's messages are plain data")
+        .into()
+}
+
+/// Decodes a message of the daemon; hostile bytes are an error.
+///
+/// # Errors
+/// When the bytes are not such a message.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|e| format!("malformed frame: {e}"))
+}

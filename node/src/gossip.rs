@@ -1,0 +1,150 @@
+//! Exchanges whereabouts with other nodes: directly, outside Raft. Shell.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use raft_store::raft::Store;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::env::{Env, Wire};
+use crate::frames::{self, Gossip};
+use crate::transport::{NodeTransport, SharedBook};
+use crate::whereabouts::Record;
+
+/// Pause between two rounds.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How long one exchange may take.
+const DEADLINE: Duration = Duration::from_millis(2_500);
+/// How many nodes are asked in one round.
+const FAN_OUT: usize = 5;
+
+/// Keeps the book of addresses.
+pub struct Gossiper<E: Env> {
+    env: Arc<E>,
+    book: SharedBook,
+    store: Store<NodeTransport<E::Wire>>,
+    me: Record,
+    listen: u16,
+    advertise: Vec<SocketAddr>,
+}
+
+impl<E: Env> Gossiper<E> {
+    /// Makes the gossiper of the node with this identity; its record is newer than any that it wrote before.
+    pub fn new(
+        env: Arc<E>,
+        book: SharedBook,
+        store: Store<NodeTransport<E::Wire>>,
+        (uuid, node): (Uuid, u64),
+        config: &Config,
+    ) -> Self {
+        let before = book.lock().records().into_iter().find(|r| r.uuid == uuid);
+        let incarnation = before.map_or(1, |r| r.incarnation + 1).max(env.wall().0);
+        let me = Record {
+            uuid,
+            node,
+            incarnation,
+            seq: 0,
+            addresses: Vec::new(),
+        };
+        let advertise = config.advertise.clone();
+        let mut gossiper = Self {
+            env,
+            book,
+            store,
+            me,
+            listen: config.listen.port(),
+            advertise,
+        };
+        gossiper.look_at_self();
+        gossiper
+    }
+
+    /// Runs until the daemon ends.
+    pub async fn run(mut self) {
+        let mut round = 0usize;
+        loop {
+            let news = self.look_at_self() | self.exchange(round).await;
+            if news && let Err(e) = self.book.lock().save() {
+                tracing::warn!(error = %e, "whereabouts could not be saved");
+            }
+            round = round.wrapping_add(1);
+            sleep(PERIOD).await;
+        }
+    }
+
+    fn own_addresses(&self) -> Vec<SocketAddr> {
+        if !self.advertise.is_empty() {
+            return self.advertise.clone();
+        }
+        let state = self.store.state();
+        let overlay = |ip: &std::net::IpAddr| {
+            state.networks.values().any(|n| match ip {
+                std::net::IpAddr::V4(v4) => n.v4.contains(v4),
+                std::net::IpAddr::V6(v6) => n.v6.contains(v6),
+            })
+        };
+        let hosts = self.env.addresses().into_iter().filter(|ip| !overlay(ip));
+        hosts.map(|ip| SocketAddr::new(ip, self.listen)).collect()
+    }
+
+    fn look_at_self(&mut self) -> bool {
+        let addresses = self.own_addresses();
+        if addresses == self.me.addresses && self.me.seq > 0 {
+            return false;
+        }
+        self.me.seq += 1;
+        self.me.addresses = addresses;
+        self.book.lock().merge([self.me.clone()])
+    }
+
+    async fn exchange(&self, round: usize) -> bool {
+        let (records, hints) = {
+            let mut book = self.book.lock();
+            let state = self.store.state();
+            if state.fleet.is_some() {
+                // A newcomer may be known here before it is in the state that this node has.
+                book.retain(|uuid| !state.is_retired(uuid));
+            }
+            (book.records(), book.hints().to_vec())
+        };
+        let body = frames::encode(&Gossip {
+            records: records.clone(),
+        });
+        let others: Vec<&Record> = records.iter().filter(|r| r.uuid != self.me.uuid).collect();
+        let first = round.wrapping_mul(FAN_OUT) % others.len().max(1);
+        let chosen = others
+            .iter()
+            .cycle()
+            .skip(first)
+            .take(FAN_OUT.min(others.len()));
+        let wire = self.env.wire();
+        let asked = chosen.map(|r| {
+            let (wire, body) = (wire.clone(), body.clone());
+            async move {
+                wire.call(r.uuid, &r.addresses, (frames::kind::GOSSIP, body), DEADLINE)
+                    .await
+            }
+        });
+        let unknown = |h: &&SocketAddr| !records.iter().any(|r| r.addresses.contains(h));
+        let hinted = hints.iter().filter(unknown).map(|h| {
+            let (wire, body) = (wire.clone(), body.clone());
+            async move {
+                wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE)
+                    .await
+            }
+        });
+        let (known, hinted) = futures::join!(join_all(asked), join_all(hinted));
+        let mut news = false;
+        for (_, body) in known.into_iter().chain(hinted).flatten() {
+            match frames::decode::<Gossip>(&body) {
+                Ok(g) => news |= self.book.lock().merge(g.records),
+                Err(e) => tracing::warn!(error = %e, "whereabouts of a peer were not understood"),
+            }
+        }
+        news
+    }
+}

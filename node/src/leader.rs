@@ -1,0 +1,298 @@
+//! The leader's loop: listens to reports, plans, proposes, and keeps Raft's membership. Shell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::daemon::{FleetView, NodeView};
+use raft_store::apply::{Command, Outcome, Proposal};
+use raft_store::model::{NodeId, RequestId, UnixMillis};
+use raft_store::plan::{
+    Liveness, Membership, MembershipChange, Report, WINDOW, plan, plan_membership,
+};
+use raft_store::raft::{ProposeError, RaftStatus, Store};
+use raft_store::seal::FleetKey;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::env::{Env, Wire};
+use crate::transport::NodeTransport;
+
+/// How often the leader looks at everything anew, apart from what wakes it.
+const TICK: Duration = Duration::from_millis(50);
+/// A majority that has not answered for this long is no quorum.
+const QUORUM_MAX: Duration = Duration::from_secs(1);
+/// Pause between two changes of Raft's membership.
+const SETTLE: Duration = Duration::from_millis(300);
+/// How long one proposal of the leader's own may take.
+const PROPOSE_MAX: Duration = Duration::from_secs(3);
+
+/// What reaches the leader's loop.
+pub enum Input {
+    /// A node's report; answered with whether this node leads.
+    Report(Report, oneshot::Sender<bool>),
+    /// A question what is seen; answered with nothing where this node does not lead.
+    View(oneshot::Sender<Option<FleetView>>),
+}
+
+/// The loop's other end.
+#[derive(Clone)]
+pub struct LeaderHandle(mpsc::Sender<Input>);
+
+impl LeaderHandle {
+    /// Hands a report over; returns whether this node leads.
+    pub async fn report(&self, report: Report) -> bool {
+        let (tx, rx) = oneshot::channel();
+        let sent = self.0.send(Input::Report(report, tx)).await;
+        sent.is_ok() && rx.await.unwrap_or(false)
+    }
+
+    /// Returns what is seen, if this node leads.
+    pub async fn view(&self) -> Option<FleetView> {
+        let (tx, rx) = oneshot::channel();
+        self.0.send(Input::View(tx)).await.ok()?;
+        rx.await.ok().flatten()
+    }
+}
+
+/// Makes the handle and the loop's inbox.
+pub fn channel() -> (LeaderHandle, mpsc::Receiver<Input>) {
+    let (tx, rx) = mpsc::channel(1_024);
+    (LeaderHandle(tx), rx)
+}
+
+/// The leader's loop; on nodes that do not lead it only says so.
+pub struct Leader<E: Env> {
+    env: Arc<E>,
+    store: Store<NodeTransport<E::Wire>>,
+    fleet_key: watch::Receiver<Option<FleetKey>>,
+    seen: Option<(u64, Liveness)>,
+    changed_at: Instant,
+    planning: JoinSet<()>,
+    changing: JoinSet<()>,
+}
+
+impl<E: Env> Leader<E> {
+    /// Makes the loop.
+    pub fn new(
+        env: Arc<E>,
+        store: Store<NodeTransport<E::Wire>>,
+        fleet_key: watch::Receiver<Option<FleetKey>>,
+    ) -> Self {
+        Self {
+            env,
+            store,
+            fleet_key,
+            seen: None,
+            changed_at: Instant::now(),
+            planning: JoinSet::new(),
+            changing: JoinSet::new(),
+        }
+    }
+
+    /// Runs until the daemon ends.
+    pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>) {
+        let mut applied = 0;
+        let mut next = Instant::now();
+        loop {
+            let store = self.store.clone();
+            tokio::select! {
+                biased;
+                input = inbox.recv() => match input {
+                    Some(input) => self.take(input),
+                    None => return,
+                },
+                index = store.changed(applied) => {
+                    applied = index;
+                    next = Instant::now();
+                }
+                () = sleep_until(next) => {
+                    next = Instant::now() + TICK;
+                    self.look();
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        self.follow_raft();
+        match input {
+            Input::Report(report, answer) => {
+                let leads = self.seen.is_some();
+                if let Some((_, seen)) = &mut self.seen {
+                    seen.report(report, Instant::now().into_std());
+                }
+                // The asker may be gone; the report counts all the same.
+                let _ = answer.send(leads);
+            }
+            Input::View(answer) => {
+                let view = self.seen.as_ref().map(|(_, seen)| self.view(seen));
+                let _ = answer.send(view);
+            }
+        }
+    }
+
+    /// Begins to listen when this node became the leader of a new term, and forgets when it is none.
+    fn follow_raft(&mut self) {
+        let status = self.store.status();
+        let leads = status.leader == Some(status.id);
+        match (&self.seen, leads) {
+            (Some((term, _)), true) if *term == status.term => {}
+            (_, true) => {
+                tracing::info!(term = status.term, "this node leads");
+                self.seen = Some((status.term, Liveness::new(Instant::now().into_std())));
+            }
+            (Some(_), false) => {
+                tracing::info!(term = status.term, "this node leads no more");
+                self.seen = None;
+            }
+            (None, false) => {}
+        }
+    }
+
+    fn view(&self, seen: &Liveness) -> FleetView {
+        let status = self.store.status();
+        let state = self.store.state();
+        let now = Instant::now().into_std();
+        let node = |id: &NodeId| {
+            let report = seen.seen(*id).map(|s| s.report.clone());
+            (
+                *id,
+                NodeView {
+                    health: seen.health(*id, now),
+                    report,
+                },
+            )
+        };
+        FleetView {
+            leader: status.leader.map(NodeId),
+            term: status.term,
+            voters: status.voters.iter().copied().map(NodeId).collect(),
+            quorum: has_quorum(&status),
+            nodes: state.nodes.keys().map(node).collect(),
+        }
+    }
+
+    /// Looks at everything and starts what is due, unless the last start is still at work.
+    ///
+    /// Plans and membership changes run side by side: a VIP must not wait until a dead voter is replaced.
+    fn look(&mut self) {
+        self.follow_raft();
+        let Some((_, seen)) = &self.seen else { return };
+        while self.planning.try_join_next().is_some() {}
+        while self.changing.try_join_next().is_some() {}
+        let now = Instant::now();
+        if self.planning.is_empty() {
+            let mut commands = plan(&self.store.state(), seen, now.into_std());
+            commands.extend(self.key_for_newcomer());
+            let (env, store) = (self.env.clone(), self.store.clone());
+            if !commands.is_empty() {
+                self.planning.spawn(async move {
+                    for command in commands {
+                        propose_own(&*env, &store, command).await;
+                    }
+                });
+            }
+        }
+        if self.changing.is_empty()
+            && let Some(change) = self.membership_change(seen, now)
+        {
+            self.changed_at = now;
+            let store = self.store.clone();
+            self.changing
+                .spawn(async move { change_membership(&store, change).await });
+        }
+    }
+
+    fn membership_change(&self, seen: &Liveness, now: Instant) -> Option<MembershipChange> {
+        let status = self.store.status();
+        let settled = now.duration_since(self.changed_at) >= SETTLE;
+        if status.changing || !settled || !has_quorum(&status) {
+            return None;
+        }
+        let membership = Membership {
+            me: Some(NodeId(status.id)),
+            voters: status.voters.iter().copied().map(NodeId).collect(),
+            learners: status.learners.iter().copied().map(NodeId).collect(),
+            last_log: status.last_log,
+            matched: status
+                .matched
+                .iter()
+                .map(|(id, m)| (NodeId(*id), *m))
+                .collect(),
+        };
+        plan_membership(&self.store.state(), &membership, seen, now.into_std())
+    }
+
+    /// Boxes the fleet's key for one node that has not got it.
+    fn key_for_newcomer(&self) -> Option<Command> {
+        let key = self.fleet_key.borrow().clone()?;
+        let state = self.store.state();
+        let node = state.nodes.values().find(|n| n.key_box.is_none())?;
+        let mut nonce = [0; 24];
+        nonce.copy_from_slice(&self.env.random()[..24]);
+        let key_box = key.boxed(&node.sealing, self.env.random(), nonce);
+        Some(Command::HandKey {
+            node: node.id,
+            key_box,
+        })
+    }
+}
+
+fn has_quorum(status: &RaftStatus) -> bool {
+    let leads = status.leader == Some(status.id);
+    let alone = status.voters.len() == 1;
+    leads
+        && (alone
+            || status
+                .quorum_acked
+                .is_some_and(|ago| ago < QUORUM_MAX.max(WINDOW)))
+}
+
+/// Wraps a command of the daemon's own into a proposal.
+pub fn proposal<E: Env>(env: &E, by: &str, command: Command) -> Proposal {
+    let id = uuid::Builder::from_random_bytes(first16(env.random())).into_uuid();
+    Proposal {
+        request: RequestId(id),
+        at: env.wall(),
+        by: by.into(),
+        command,
+    }
+}
+
+fn first16(bytes: [u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|i| bytes[i])
+}
+
+async fn propose_own<E: Env, W: Wire>(env: &E, store: &Store<NodeTransport<W>>, command: Command) {
+    let proposal = proposal(env, "leader", command);
+    match store.propose(&proposal, PROPOSE_MAX).await {
+        Ok((_, Outcome::Rejected { rejection })) => {
+            tracing::debug!(%rejection, "a plan was overtaken by events");
+        }
+        Ok(_) => {}
+        Err(e) => tracing::info!(error = %e, "a plan was not committed and will be made again"),
+    }
+}
+
+async fn change_membership<W: Wire>(store: &Store<NodeTransport<W>>, change: MembershipChange) {
+    let result: Result<(), ProposeError> = match &change {
+        MembershipChange::AddLearner(id, uuid) => store.add_learner(id.0, *uuid).await,
+        MembershipChange::Remove(id) => store.remove_learner(id.0).await,
+        MembershipChange::SetVoters(set) => {
+            store.set_voters(set.iter().map(|id| id.0).collect()).await
+        }
+        MembershipChange::Transfer(id) => store.transfer_leader(id.0).await,
+    };
+    match result {
+        Ok(()) => tracing::info!(?change, "membership changed"),
+        Err(e) => {
+            tracing::info!(?change, error = %e, "membership change failed and will be tried again")
+        }
+    }
+}
+
+/// Returns a Unix time for certificates, in seconds.
+pub fn seconds(at: UnixMillis) -> u64 {
+    at.0 / 1000
+}

@@ -1,0 +1,62 @@
+//! What this node knows of itself and reports: shared by the loops that see it. Shell.
+
+use std::sync::Arc;
+
+use raft_store::model::NodeId;
+use raft_store::plan::{PreparedVip, Report};
+use tokio::sync::watch;
+
+/// What the loops of this node have seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Whether the API server here answers; absent without one.
+    pub api_ready: Option<bool>,
+    /// What it lacks.
+    pub api_detail: Option<String>,
+    /// VIPs whose address is on the device.
+    pub vips: Vec<PreparedVip>,
+    /// What the K3s loop waits for.
+    pub k3s_waits: Option<String>,
+    /// What the overlay loop could not do.
+    pub overlay_waits: Option<String>,
+}
+
+/// Everybody's handle on it.
+#[derive(Clone, Debug)]
+pub struct OwnHandle(Arc<watch::Sender<Own>>);
+
+impl Default for OwnHandle {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(Own::default())))
+    }
+}
+
+impl OwnHandle {
+    /// Changes it; readers wake only if something differs.
+    pub fn update(&self, change: impl FnOnce(&mut Own)) {
+        self.0.send_if_modified(|own| {
+            let before = own.clone();
+            change(own);
+            *own != before
+        });
+    }
+
+    /// Returns a reader.
+    pub fn subscribe(&self) -> watch::Receiver<Own> {
+        self.0.subscribe()
+    }
+
+    /// Makes the report for the leader.
+    pub fn report(&self, node: NodeId, applied: u64) -> Report {
+        let own = self.0.borrow().clone();
+        Report {
+            node,
+            applied,
+            api_ready: own.api_ready,
+            api_detail: own.api_detail,
+            vips: own.vips,
+            waiting_for: own.overlay_waits.into_iter().chain(own.k3s_waits).collect(),
+            version: crate::VERSION.into(),
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Replicated state as specs for the data plane and for K3s: the only place that knows both sides. Pure.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use api::secrets::ClusterSecrets;
+use ipnet::IpNet;
+use raft_store::model::{Cluster, DrainStep, Network, Node, NodeId, Role, State, Vip};
+use sdwan::{MeshSpec, PeerSpec, PrivateKey, interface_name};
+use uuid::Uuid;
+
+/// Keeps mappings of routers between us open, in seconds.
+const KEEPALIVE_S: u16 = 25;
+
+/// What the data plane's specs are made from, beside the state.
+pub struct Local<'a> {
+    /// This node.
+    pub me: NodeId,
+    /// Its WireGuard key.
+    pub wireguard: &'a [u8; 32],
+    /// Where the hosts of other nodes are.
+    pub hosts: &'a BTreeMap<Uuid, Vec<IpAddr>>,
+}
+
+/// Returns the overlays that this host should have.
+pub fn meshes(state: &State, generation: u64, local: &Local<'_>) -> Vec<MeshSpec> {
+    let Some(me) = state.nodes.get(&local.me) else {
+        return Vec::new();
+    };
+    let networks = me.networks.iter();
+    networks
+        .filter_map(|(id, own)| Some((state.networks.get(id)?, own)))
+        .map(|(net, own)| MeshSpec {
+            generation,
+            network: net.name.to_string(),
+            interface: interface_name(net.name.as_str()),
+            private_key: PrivateKey::new(*local.wireguard),
+            listen_port: net.port,
+            mtu: net.mtu,
+            addresses: vec![own.v6.into(), own.v4.into()],
+            prefixes: vec![IpNet::V6(net.v6), IpNet::V4(net.v4)],
+            held: held(state, net, local.me),
+            peers: peers(state, net, local),
+        })
+        .collect()
+}
+
+/// VIPs that this node answers for, and those that it prepares to answer for.
+fn held(state: &State, net: &Network, me: NodeId) -> Vec<IpAddr> {
+    let mine = |v: &&Vip| v.holder == Some(me) || v.next.is_some_and(|n| n.node == me);
+    let vips = state
+        .vips
+        .values()
+        .filter(|v| v.network == net.id)
+        .filter(mine);
+    vips.flat_map(Vip::addresses).collect()
+}
+
+fn peers(state: &State, net: &Network, local: &Local<'_>) -> Vec<PeerSpec> {
+    let nodes = state
+        .nodes
+        .values()
+        .filter(|n| n.id != local.me)
+        .filter_map(|n| {
+            let own = n.networks.get(&net.id)?;
+            let mut allowed = vec![single(own.v6.into()), single(own.v4.into())];
+            let vips = state
+                .vips
+                .values()
+                .filter(|v| v.network == net.id && v.holder == Some(n.id));
+            allowed.extend(vips.flat_map(Vip::addresses).map(single));
+            allowed.extend(pods(state, net, n));
+            let hosts = local.hosts.get(&n.uuid).into_iter().flatten();
+            Some(PeerSpec {
+                name: n.name.to_string(),
+                public_key: sdwan::PublicKey(n.wireguard.0),
+                endpoints: hosts.map(|ip| SocketAddr::new(*ip, net.port)).collect(),
+                allowed_ips: allowed,
+                keepalive: Some(KEEPALIVE_S),
+            })
+        });
+    let devices = net.devices.iter().map(|(name, d)| PeerSpec {
+        name: name.to_string(),
+        public_key: sdwan::PublicKey(d.key.0),
+        endpoints: Vec::new(),
+        allowed_ips: vec![single(d.address.v6.into()), single(d.address.v4.into())],
+        keepalive: None,
+    });
+    nodes.chain(devices).collect()
+}
+
+/// A node's pod ranges, if its cluster lives on this network.
+fn pods<'a>(state: &'a State, net: &Network, n: &'a Node) -> impl Iterator<Item = IpNet> + 'a {
+    let here = state.cluster_of(n).is_some_and(|c| c.network == net.id);
+    n.assignment
+        .iter()
+        .filter(move |_| here)
+        .flat_map(|a| a.pods.cidrs.iter().copied())
+}
+
+fn single(ip: IpAddr) -> IpNet {
+    IpNet::from(ip)
+}
+
+/// Addresses at which TCP connections of this host must end: those of servers that lost a VIP by dying.
+pub fn lost_addresses(state: &State, vip: &Vip, lost: NodeId) -> Vec<IpAddr> {
+    let node = state.nodes.get(&lost);
+    let own = node.and_then(|n| n.networks.get(&vip.network));
+    let own = own
+        .into_iter()
+        .flat_map(|a| [IpAddr::from(a.v6), a.v4.into()]);
+    own.chain(vip.addresses()).collect()
+}
+
+/// What K3s' spec is made from, beside the state.
+pub struct K3sInputs<'a> {
+    /// This node.
+    pub me: NodeId,
+    /// Where its K3s comes from.
+    pub release: &'a k3s::Release,
+    /// The cluster's secrets, once they exist and this node can open them.
+    pub secrets: Option<&'a ClusterSecrets>,
+    /// What a founding server brings: kept on its disk until it is in the state.
+    pub founding: Option<&'a Founding>,
+    /// Whether a server that gives up its role is out of etcd.
+    pub left: bool,
+}
+
+/// What the founding server makes before K3s' first start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Founding {
+    /// The cluster's own authority.
+    pub ca: k3s::CaBundle,
+    /// The agent secret.
+    pub agent_secret: k3s::Secret,
+}
+
+/// Returns what K3s should be on this host.
+pub fn k3s_spec(state: &State, inputs: &K3sInputs<'_>) -> k3s::Spec {
+    let Some(node) = state.nodes.get(&inputs.me) else {
+        return k3s::Spec::Absent;
+    };
+    let Some(a) = &node.assignment else {
+        return k3s::Spec::Absent;
+    };
+    // A leaving server runs on until it is out of etcd.
+    if a.leaving && (inputs.left || a.role == Role::K3sAgent) {
+        return k3s::Spec::Absent;
+    }
+    let stops = |d: &raft_store::model::Drain| d.stop && d.step >= DrainStep::Stop;
+    if node.drain.as_ref().is_some_and(stops) {
+        return k3s::Spec::Stopped;
+    }
+    let Some(cluster) = state.cluster_of(node) else {
+        return k3s::Spec::Waiting {
+            reason: "a cluster to be created".into(),
+        };
+    };
+    if let Some(reason) = state.member_blocked_by(cluster, node) {
+        return k3s::Spec::Waiting { reason };
+    }
+    match role(cluster, node, a.role, inputs) {
+        Err(reason) => k3s::Spec::Waiting { reason },
+        Ok(role) => match run_spec(state, cluster, node, role, inputs) {
+            Some(run) => k3s::Spec::Run(Box::new(run)),
+            None => k3s::Spec::Waiting {
+                reason: "an address in the cluster's network".into(),
+            },
+        },
+    }
+}
+
+fn role(
+    cluster: &Cluster,
+    node: &Node,
+    role: Role,
+    inputs: &K3sInputs<'_>,
+) -> Result<k3s::Role, String> {
+    let founds = cluster.bootstrap == Some(node.id);
+    let join = |token: fn(&ClusterSecrets) -> &String| {
+        let secrets = inputs
+            .secrets
+            .ok_or("the fleet's key, to open the cluster's secrets")?;
+        let url = cluster.endpoint.clone().ok_or("the cluster's endpoint")?;
+        Ok::<_, String>(k3s::Join {
+            url,
+            token: k3s::Secret::new(token(secrets).clone()),
+        })
+    };
+    match role {
+        Role::K3sServer if founds => Ok(k3s::Role::Server { join: None }),
+        Role::K3sServer => Ok(k3s::Role::Server {
+            join: Some(join(|s| &s.server_token)?),
+        }),
+        Role::K3sAgent => Ok(k3s::Role::Agent {
+            join: join(|s| &s.agent_token)?,
+        }),
+    }
+}
+
+fn run_spec(
+    state: &State,
+    cluster: &Cluster,
+    node: &Node,
+    role: k3s::Role,
+    inputs: &K3sInputs<'_>,
+) -> Option<k3s::RunSpec> {
+    let own = node.networks.get(&cluster.network)?;
+    let net = state.networks.get(&cluster.network)?;
+    let vip = state.vips.get(&cluster.vip)?;
+    let order = node.assignment.as_ref()?.order;
+    let secret = inputs
+        .secrets
+        .map(|s| k3s::Secret::new(s.agent_secret.clone()));
+    let founding = inputs.founding;
+    Some(k3s::RunSpec {
+        node_name: node.name.to_string(),
+        cluster: cluster.name.to_string(),
+        incarnation: format!("{}-{order}", node.uuid),
+        release: inputs.release.clone(),
+        node_ips: vec![own.v4.into(), own.v6.into()],
+        iface: interface_name(net.name.as_str()),
+        vips: vip.addresses().to_vec(),
+        names: vec![format!("{}.skein", vip.name)],
+        cluster_cidr: cluster.pods.clone(),
+        service_cidr: cluster.services.clone(),
+        server_token: None,
+        agent_token: secret.or_else(|| founding.map(|f| f.agent_secret.clone())),
+        ca: founding.map(|f| f.ca.clone()),
+        cni: k3s::Cni::FlannelHostGw,
+        network_policy: false,
+        etcd_args: Vec::new(),
+        disable: Vec::new(),
+        extra: BTreeMap::new(),
+        role,
+    })
+}

@@ -1,0 +1,179 @@
+//! Where nodes are reached: soft state beside Raft, newest (incarnation, seq) wins. Pure, but for load and save.
+//!
+//! Addresses are no part of Raft's membership: a fleet whose addresses all changed could not commit the
+//! new ones. They travel between daemons directly and lie on each one's disk.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::files;
+
+/// How many addresses of one node are kept.
+const KEPT: usize = 16;
+
+/// Where one node said that it is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The node's identity.
+    pub uuid: Uuid,
+    /// Its Raft id.
+    pub node: u64,
+    /// Grows with each start of its daemon.
+    pub incarnation: u64,
+    /// Grows with each change since then.
+    pub seq: u64,
+    /// Where its API listens, best first.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Record {
+    fn version(&self) -> (u64, u64) {
+        (self.incarnation, self.seq)
+    }
+}
+
+/// Everything known about where nodes are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Book {
+    records: BTreeMap<Uuid, Record>,
+    /// Addresses without a known owner: from tickets and `endpoint add`.
+    #[serde(default)]
+    hints: Vec<SocketAddr>,
+    #[serde(skip)]
+    path: PathBuf,
+}
+
+impl Book {
+    /// Reads the book; a missing or damaged file is an empty book, since peers tell it again.
+    pub fn load(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        let mut book: Self = serde_json::from_slice(&bytes).unwrap_or_default();
+        path.clone_into(&mut book.path);
+        book
+    }
+
+    /// Writes the book.
+    ///
+    /// # Errors
+    /// What the file system answered.
+    pub fn save(&self) -> std::io::Result<()> {
+        let bytes = serde_json::to_vec_pretty(self).map_err(std::io::Error::other)?;
+        files::replace(&self.path, &bytes, 0o600)
+    }
+
+    /// Takes in records; returns whether anything was news.
+    pub fn merge(&mut self, records: impl IntoIterator<Item = Record>) -> bool {
+        let mut news = false;
+        for mut record in records {
+            record.addresses.truncate(KEPT);
+            let known = self.records.get(&record.uuid).map(Record::version);
+            if known.is_none_or(|v| v < record.version()) {
+                self.records.insert(record.uuid, record);
+                news = true;
+            }
+        }
+        news
+    }
+
+    /// Remembers an address whose owner is not known; returns whether it is new.
+    pub fn hint(&mut self, address: SocketAddr) -> bool {
+        let news = !self.hints.contains(&address);
+        if news {
+            self.hints.insert(0, address);
+            self.hints.truncate(KEPT);
+        }
+        news
+    }
+
+    /// Returns addresses without a known owner.
+    pub fn hints(&self) -> &[SocketAddr] {
+        &self.hints
+    }
+
+    /// Returns all records.
+    pub fn records(&self) -> Vec<Record> {
+        self.records.values().cloned().collect()
+    }
+
+    /// Returns the identity of the node with this Raft id.
+    pub fn uuid_of(&self, node: u64) -> Option<Uuid> {
+        self.records
+            .values()
+            .find(|r| r.node == node)
+            .map(|r| r.uuid)
+    }
+
+    /// Returns the Raft id of the node with this identity.
+    pub fn node_of(&self, uuid: Uuid) -> Option<u64> {
+        self.records.get(&uuid).map(|r| r.node)
+    }
+
+    /// Returns where a node's API is reached.
+    pub fn addresses(&self, uuid: Uuid) -> Vec<SocketAddr> {
+        self.records
+            .get(&uuid)
+            .map(|r| r.addresses.clone())
+            .unwrap_or_default()
+    }
+
+    /// Returns the hosts at which a node is reached, without repetition.
+    pub fn hosts(&self, uuid: Uuid) -> Vec<IpAddr> {
+        let mut hosts: Vec<IpAddr> = Vec::new();
+        for ip in self.addresses(uuid).iter().map(SocketAddr::ip) {
+            if !hosts.contains(&ip) {
+                hosts.push(ip);
+            }
+        }
+        hosts
+    }
+
+    /// Forgets nodes that are no members any more.
+    pub fn retain(&mut self, member: impl Fn(Uuid) -> bool) {
+        self.records.retain(|uuid, _| member(*uuid));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(uuid: Uuid, incarnation: u64, seq: u64, address: &str) -> Record {
+        Record {
+            uuid,
+            node: 1,
+            incarnation,
+            seq,
+            addresses: vec![address.parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn the_newest_record_wins_in_any_order() {
+        let id = Uuid::from_u128(1);
+        let mut book = Book::default();
+        assert!(book.merge([record(id, 2, 1, "10.0.0.2:1")]));
+        assert!(!book.merge([record(id, 1, 9, "10.0.0.1:1")]));
+        assert!(!book.merge([record(id, 2, 1, "10.0.0.9:1")]));
+        assert!(book.merge([record(id, 2, 2, "10.0.0.3:1")]));
+        assert_eq!(book.hosts(id), ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn survives_a_restart_and_a_damaged_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("whereabouts.json");
+        let mut book = Book::load(&path);
+        book.merge([record(Uuid::from_u128(7), 1, 1, "[fd00::1]:7443")]);
+        assert!(book.hint("10.1.1.1:7443".parse().unwrap()));
+        book.save().unwrap();
+        let again = Book::load(&path);
+        assert_eq!(again.records(), book.records());
+        assert_eq!(again.hints(), book.hints());
+        std::fs::write(&path, b"{ not json").unwrap();
+        assert!(Book::load(&path).records().is_empty());
+    }
+}
