@@ -1,0 +1,93 @@
+//! A control group of its own for each host, so that its containers can have theirs. Shell.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Returns the mounted controllers of version 1, or the one hierarchy of version 2.
+pub(super) fn hierarchies() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let of = |kind: &str| -> Vec<PathBuf> {
+        let fields = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
+        fields
+            .filter(|f| f.len() > 3 && f[2] == kind && f[1].starts_with("/sys/fs/cgroup"))
+            .map(|f| PathBuf::from(f[1]))
+            .collect()
+    };
+    let v1 = of("cgroup");
+    if v1.is_empty() { of("cgroup2") } else { v1 }
+}
+
+/// Makes a host's groups; those that cannot be made are left out.
+pub(super) fn make(name: &str) -> Vec<PathBuf> {
+    let mut made = Vec::new();
+    for hierarchy in hierarchies() {
+        let group = hierarchy.join(name);
+        if fs::create_dir_all(&group).is_err() {
+            continue;
+        }
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(all) = fs::read_to_string(hierarchy.join(file)) {
+                // Version 1 wants these set before a process may enter.
+                let _ = fs::write(group.join(file), all.trim());
+            }
+        }
+        made.push(group);
+    }
+    made
+}
+
+/// Puts this process, and so its children, into a host's groups.
+pub(super) fn enter(name: &str) {
+    for hierarchy in hierarchies() {
+        let _ = fs::write(
+            hierarchy.join(name).join("cgroup.procs"),
+            std::process::id().to_string(),
+        );
+    }
+}
+
+/// Removes a host's groups with all below; what still ends is waited for a little.
+pub(super) fn remove(name: &str) {
+    for hierarchy in hierarchies() {
+        let group = hierarchy.join(name);
+        for _ in 0..20 {
+            remove_tree(&group);
+            if !group.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(150));
+        }
+    }
+}
+
+fn remove_tree(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_tree(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(group);
+}
+
+/// Ends every process in a host's groups, also such as left its process namespace.
+pub(super) fn kill(name: &str) {
+    for hierarchy in hierarchies() {
+        kill_tree(&hierarchy.join(name));
+    }
+}
+
+fn kill_tree(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            kill_tree(&entry.path());
+        }
+    }
+    let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in procs.lines().filter_map(|l| l.parse().ok()) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+    }
+}

@@ -1,0 +1,93 @@
+//! What can go wrong, on demand. Shell.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+
+use super::store::{HostRecord, Lab};
+use super::{Result, host, try_sh, wire};
+
+const TABLE: &str = "skein_lab_cut";
+
+/// Stops a host's daemon, or lets it go on.
+pub(super) fn pause(lab: &Lab, h: &HostRecord, stop: bool) -> Result<()> {
+    let (pid, _) = host::daemon(lab, h).ok_or_else(|| format!("no daemon runs in {}", h.name))?;
+    let signal = if stop {
+        Signal::SIGSTOP
+    } else {
+        Signal::SIGCONT
+    };
+    kill(pid, signal).map_err(|e| format!("process {pid}: {e}"))
+}
+
+/// Cuts a host from others, or from all; one way it is heard no more, but still hears.
+pub(super) fn cut(lab: &Lab, h: &HostRecord, from: &[&HostRecord], one_way: bool) -> Result<()> {
+    let to: Vec<String> = from.iter().map(|o| lab.address(o)).collect();
+    let to6: Vec<String> = from.iter().map(|o| lab.address6(o)).collect();
+    let rules = |verb: &str, face: &str| {
+        if from.is_empty() {
+            format!("{face} \"eth0\" drop")
+        } else {
+            format!(
+                "ip {verb} {{ {} }} drop; ip6 {verb} {{ {} }} drop",
+                to.join(", "),
+                to6.join(", ")
+            )
+        }
+    };
+    let mut text = format!(
+        "table inet {TABLE} {{ chain out {{ type filter hook output priority -300; {}; }} \
+         chain fwd {{ type filter hook forward priority -300; {}; }} }}\n",
+        rules("daddr", "oifname"),
+        rules("daddr", "oifname"),
+    );
+    if !one_way {
+        text += &format!(
+            "table inet {TABLE} {{ chain in {{ type filter hook prerouting priority -400; {}; }} }}\n",
+            rules("saddr", "iifname")
+        );
+    }
+    let mut child = Command::new("ip")
+        .args(["netns", "exec", &lab.netns(h), "nft", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("nft: {e}"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin
+            .write_all(text.as_bytes())
+            .map_err(|e| format!("nft: {e}"))?;
+    }
+    let out = child.wait_with_output().map_err(|e| format!("nft: {e}"))?;
+    if out.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "nft: {}",
+        String::from_utf8_lossy(&out.stderr).trim()
+    ))
+}
+
+/// Undoes all cuts and lets all daemons go on.
+pub(super) fn heal(lab: &Lab) {
+    for h in lab.hosts.iter().filter(|h| host::running(lab, h).is_some()) {
+        try_sh(
+            "ip",
+            &[
+                "netns",
+                "exec",
+                &lab.netns(h),
+                "nft",
+                "delete",
+                "table",
+                "inet",
+                TABLE,
+            ],
+        );
+        wire::set(lab, h, true);
+        if let Some((pid, true)) = host::daemon(lab, h) {
+            let _ = kill(pid, Signal::SIGCONT);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! From hosts to a working cluster: found, join, create, wait. Shell.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::store::{HostRecord, Lab};
+use super::{Result, host, say};
+
+/// The daemon's log in a host.
+const LOG: &str = "/var/log/skein.log";
+/// How long daemons may take to become members and voters.
+const MEMBERS_MAX: Duration = Duration::from_secs(60);
+/// How long Kubernetes may take.
+const CLUSTER_MAX: Duration = Duration::from_secs(900);
+
+#[expect(clippy::disallowed_methods, reason = "the lab waits in real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Shows what is waited for.
+pub(super) struct Progress {
+    since: Instant,
+    last: String,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self {
+            since: now(),
+            last: String::new(),
+        }
+    }
+
+    pub(super) fn show(&mut self, text: &str) {
+        let line = format!("{:>4} s  {text}", self.since.elapsed().as_secs());
+        let mut err = std::io::stderr();
+        if err.is_terminal() {
+            let cut: String = line.chars().take(100).collect();
+            let _ = write!(err, "\r\x1b[2K{cut}");
+            let _ = err.flush();
+        } else if text != self.last {
+            say(&line);
+        }
+        text.clone_into(&mut self.last);
+    }
+
+    pub(super) fn end(&self) {
+        if std::io::stderr().is_terminal() {
+            say("");
+        }
+    }
+}
+
+/// Asks a daemon and reads its JSON.
+pub(super) fn ask(lab: &Lab, h: &HostRecord, args: &[&str]) -> Result<Value> {
+    let mut full = vec!["skein"];
+    full.extend(args);
+    full.extend(["-o", "json"]);
+    let text = host::exec(lab, h, &full)?;
+    serde_json::from_str(&text).map_err(|e| format!("skein {} in {}: {e}", args.join(" "), h.name))
+}
+
+/// Asks the first host that answers.
+pub(super) fn ask_any(lab: &Lab, args: &[&str]) -> Result<Value> {
+    let mut last = "no host is up".to_owned();
+    for h in lab
+        .hosts
+        .iter()
+        .filter(|h| host::daemon(lab, h).is_some_and(|(_, stopped)| !stopped))
+    {
+        match ask(lab, h, args) {
+            Ok(value) => return Ok(value),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+fn wait<T>(
+    progress: &mut Progress,
+    limit: Duration,
+    mut look: impl FnMut() -> std::result::Result<T, String>,
+) -> Result<T> {
+    let until = now() + limit;
+    loop {
+        match look() {
+            Ok(value) => return Ok(value),
+            Err(why) if now() > until => {
+                return Err(format!("gave up after {} s: {why}", limit.as_secs()));
+            }
+            Err(why) => progress.show(&why),
+        }
+        std::thread::sleep(Duration::from_millis(150));
+    }
+}
+
+/// Tells whether the host's daemon has been a member before.
+fn is_member(lab: &Lab, h: &HostRecord) -> bool {
+    let path = lab.host_dir(h).join("disk/var/lib/skein/identity.json");
+    let text = std::fs::read(path).unwrap_or_default();
+    let value: Value = serde_json::from_slice(&text).unwrap_or_default();
+    value["membership"].is_object()
+}
+
+/// Starts a member's daemon on a host that booted.
+pub(super) fn start_daemon(lab: &Lab, h: &HostRecord) -> Result<()> {
+    if host::daemon(lab, h).is_some() {
+        return Ok(());
+    }
+    host::detach(lab, h, "skein daemon", LOG)
+}
+
+fn failed_start(lab: &Lab, h: &HostRecord) -> String {
+    let log =
+        std::fs::read_to_string(lab.host_dir(h).join("disk/var/log/skein.log")).unwrap_or_default();
+    let tail: Vec<&str> = log.lines().rev().take(4).collect();
+    let tail: Vec<&str> = tail.into_iter().rev().collect();
+    format!("the daemon of {} to answer ({})", h.name, tail.join(" | "))
+}
+
+/// Makes a ticket at a host that answers.
+pub(super) fn ticket(lab: &Lab, role: &str) -> Result<String> {
+    let mut last = "no host is up".to_owned();
+    for h in lab
+        .hosts
+        .iter()
+        .filter(|h| host::daemon(lab, h).is_some_and(|(_, stopped)| !stopped))
+    {
+        match host::exec(lab, h, &["skein", "ticket", "create", "--role", role, "-q"]) {
+            Ok(text) => return Ok(text.trim().to_owned()),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+/// Brings all daemons to membership and all servers to a vote.
+pub(super) fn members(lab: &Lab, progress: &mut Progress) -> Result<()> {
+    let first = &lab.hosts[0];
+    if is_member(lab, first) {
+        start_daemon(lab, first)?;
+    } else if host::daemon(lab, first).is_none() {
+        host::detach(
+            lab,
+            first,
+            &format!("skein init --name {} --foreground", first.name),
+            LOG,
+        )?;
+    }
+    wait(progress, MEMBERS_MAX, || {
+        ask(lab, first, &["status"]).map_err(|_| failed_start(lab, first))
+    })?;
+    for (i, h) in lab.hosts.iter().enumerate().skip(1) {
+        if is_member(lab, h) {
+            start_daemon(lab, h)?;
+        } else if host::daemon(lab, h).is_none() {
+            let role = if i < lab.servers { "voter" } else { "any" };
+            let ticket = ticket(lab, role)?;
+            host::detach(
+                lab,
+                h,
+                &format!("skein join {ticket} --name {} --foreground", h.name),
+                LOG,
+            )?;
+        }
+    }
+    for h in &lab.hosts {
+        wait(progress, MEMBERS_MAX, || {
+            ask(lab, h, &["status"]).map_err(|_| failed_start(lab, h))
+        })?;
+    }
+    let servers: Vec<&str> = lab.hosts[..lab.servers]
+        .iter()
+        .map(|h| h.name.as_str())
+        .collect();
+    wait(progress, MEMBERS_MAX, || {
+        let status = ask_any(lab, &["status"])?;
+        let votes = |name: &str| {
+            status["voters"]
+                .as_array()
+                .is_some_and(|v| v.iter().any(|x| x == name))
+        };
+        let wanted = voters(lab.hosts.len());
+        let missing: Vec<&&str> = servers.iter().take(wanted).filter(|s| !votes(s)).collect();
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{missing:?} to vote"))
+        }
+    })
+}
+
+/// How many voters a fleet of this size has: the largest odd number, at most five.
+fn voters(nodes: usize) -> usize {
+    (if nodes.is_multiple_of(2) {
+        nodes.saturating_sub(1)
+    } else {
+        nodes
+    })
+    .clamp(1, 5)
+}
+
+/// Makes the cluster and waits until every member is ready.
+pub(super) fn cluster(lab: &Lab, progress: &mut Progress) -> Result<()> {
+    let names = |hosts: &[HostRecord]| {
+        hosts
+            .iter()
+            .map(|h| h.name.as_str())
+            .collect::<Vec<_>>()
+            .join(",")
+    };
+    let servers = names(&lab.hosts[..lab.servers]);
+    let workers = names(&lab.hosts[lab.servers..]);
+    let mut args = vec![
+        "skein",
+        "cluster",
+        "create",
+        "lab",
+        "--no-wait",
+        "--servers",
+        &servers,
+    ];
+    if !workers.is_empty() {
+        args.extend(["--workers", &workers]);
+    }
+    host::exec(lab, &lab.hosts[0], &args)?;
+    wait(progress, CLUSTER_MAX, || {
+        let cluster = ask_any(lab, &["cluster", "show", "lab"])?;
+        let members = ["servers", "workers"]
+            .map(|k| cluster[k].as_array().cloned().unwrap_or_default())
+            .concat();
+        let ready = cluster["status"] == "active" && members.iter().all(|m| m["status"] == "ready");
+        if ready {
+            return Ok(());
+        }
+        let status = cluster["status"].as_str().unwrap_or("?");
+        let waits = cluster["waiting_for"][0].as_str().unwrap_or("its members");
+        Err(format!("cluster {status}: {waits}"))
+    })?;
+    // Every server's pods must be routed before pods can talk.
+    Ok(())
+}

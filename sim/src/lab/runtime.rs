@@ -1,0 +1,192 @@
+//! What a lab's hosts run as K3s, and what this kind of host needs beside it. Shell.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sha2::{Digest as _, Sha256};
+
+use super::store::{Lab, make_dir, write};
+use super::{Result, say};
+
+/// Where built things are kept between runs.
+fn cache() -> PathBuf {
+    let base = std::env::var_os("SKEIN_CACHE").map(PathBuf::from);
+    base.unwrap_or_else(|| {
+        let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+        home.join(".cache/skein")
+    })
+}
+
+/// The source of the lab's Kubernetes, beside this crate.
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("labk3s")
+}
+
+fn source_hash() -> Result<String> {
+    let dir = source();
+    let mut files: Vec<PathBuf> = Vec::new();
+    let listed = [dir.clone(), dir.join("pause")]
+        .map(fs::read_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flatten();
+    for entry in listed {
+        let path = entry.path();
+        let named = path
+            .extension()
+            .is_some_and(|x| x == "go" || x == "mod" || x == "sum" || x == "sh");
+        if named {
+            files.push(path);
+        }
+    }
+    files.sort();
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update(fs::read(&file).map_err(|e| format!("{}: {e}", file.display()))?);
+    }
+    Ok(hex::encode(hash.finalize())[..16].to_owned())
+}
+
+fn built() -> Result<PathBuf> {
+    Ok(cache().join("labk3s").join(source_hash()?).join("k3s"))
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|d| d.join(program))
+        .find(|p| p.is_file())
+}
+
+/// What was chosen: its name for people, and the binary.
+pub(super) type Choice = (String, PathBuf);
+
+/// Chooses what hosts run as K3s, building it if asked to.
+pub(super) fn choose(wanted: &str) -> Result<Choice> {
+    match wanted {
+        "rehearsal" => rehearsal(),
+        "build" => build(),
+        "auto" => {
+            if let Some(path) = on_path("k3s") {
+                say(format!("K3s: {} (found on PATH)", path.display()));
+                return Ok((path.display().to_string(), path));
+            }
+            let built = built()?;
+            if built.is_file() {
+                say("K3s: the lab's Kubernetes, built earlier (a stand-in made of real parts)");
+                return Ok(("build".into(), built));
+            }
+            say(
+                "K3s: the rehearsal, a stand-in without Kubernetes; the lab's real Kubernetes comes with --k3s build (about ten minutes, once)",
+            );
+            rehearsal()
+        }
+        path => {
+            let full = fs::canonicalize(path).map_err(|e| {
+                format!("--k3s {path}: {e}; it takes auto, rehearsal, build or a path")
+            })?;
+            Ok((full.display().to_string(), full))
+        }
+    }
+}
+
+/// The rehearsal is this very program under K3s' name.
+fn rehearsal() -> Result<Choice> {
+    let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
+    let dir = exe.parent().unwrap_or(Path::new("/")).join("rehearsal");
+    make_dir(&dir)?;
+    let link = dir.join("k3s");
+    let fresh = fs::read_link(&link).ok().as_deref() == Some(exe.as_path());
+    if !fresh {
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(&exe, &link).map_err(|e| format!("{}: {e}", link.display()))?;
+    }
+    Ok(("rehearsal".into(), link))
+}
+
+fn build() -> Result<Choice> {
+    let out = built()?;
+    if !out.is_file() {
+        say("building the lab's Kubernetes: about ten minutes on two cores, then kept");
+        if let Some(dir) = out.parent() {
+            make_dir(dir)?;
+        }
+        let temporary = out.with_extension("new");
+        let status = Command::new(source().join("build.sh"))
+            .arg(&temporary)
+            .status()
+            .map_err(|e| format!("build.sh: {e}"))?;
+        if !status.success() {
+            return Err("the lab's Kubernetes was not built; its words are above".into());
+        }
+        fs::rename(&temporary, &out).map_err(|e| format!("{}: {e}", out.display()))?;
+    }
+    Ok(("build".into(), out))
+}
+
+/// Returns programs that Kubernetes needs from the distribution and that are missing.
+pub(super) fn missing(k3s: &str) -> Vec<&'static str> {
+    if k3s == "rehearsal" {
+        return Vec::new();
+    }
+    let needs = [
+        ("containerd", "containerd"),
+        ("runc", "runc"),
+        ("iptables", "iptables"),
+        ("conntrack", "conntrack"),
+        ("ebtables", "ebtables"),
+        ("ipset", "ipset"),
+        ("socat", "socat"),
+    ];
+    let absent = needs.iter().filter(|(program, _)| {
+        on_path(program).is_none() && !Path::new("/usr/sbin").join(program).exists()
+    });
+    absent.map(|(_, package)| *package).collect()
+}
+
+/// Lays what Skein and K3s read on a host's disk.
+pub(super) fn lay(lab: &Lab, disk: &Path) -> Result<()> {
+    let config = format!(
+        "[k3s]\nbinary = \"{}\"\nmanager = \"process\"\n",
+        lab.k3s_binary.display()
+    );
+    write(&disk.join("etc/skein/skein.toml"), config)?;
+    if lab.k3s == "rehearsal" {
+        return Ok(());
+    }
+    let agent = disk.join("var/lib/rancher/k3s/agent");
+    if !may_lower_oom_scores() {
+        // K3s' own template with one line more: without it no sandbox starts where scores cannot be lowered.
+        let etc = agent.join("etc/containerd");
+        make_dir(&etc)?;
+        let old = "{{ template \"base\" . }}\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n";
+        let new = "{{ template \"base\" . }}\n\n[plugins.'io.containerd.cri.v1.runtime']\n  restrict_oom_score_adj = true\n";
+        write(&etc.join("config.toml.tmpl"), old)?;
+        write(&etc.join("config-v3.toml.tmpl"), new)?;
+    }
+    if let Some(images) = &lab.images {
+        let to = agent.join("images");
+        make_dir(&to)?;
+        for entry in fs::read_dir(images)
+            .map_err(|e| format!("--images {}: {e}", images.display()))?
+            .flatten()
+        {
+            if entry.path().is_file() {
+                fs::copy(entry.path(), to.join(entry.file_name()))
+                    .map_err(|e| format!("{}: {e}", entry.path().display()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether this machine has CAP_SYS_RESOURCE (24), as capabilities(7) numbers it.
+fn may_lower_oom_scores() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    effective
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|caps| caps & (1 << 24) != 0)
+}

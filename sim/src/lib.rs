@@ -1,0 +1,11 @@
+//! Skein's lab, and the stand-in for K3s that it can run.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`lab`] | hosts in namespaces on one machine, with real daemons |
+//! | [`probe`] | how long an address did not answer |
+//! | [`rehearsal`] | a stand-in with K3s' command line, files and ports |
+
+pub mod lab;
+pub mod probe;
+pub mod rehearsal;

@@ -1,0 +1,57 @@
+//! The `skein-sim` program: a lab of real daemons on one machine, and a stand-in for K3s.
+
+use clap::{Parser, Subcommand};
+
+/// Tries Skein without machines: hosts in namespaces, real daemons in them.
+#[derive(Debug, Parser)]
+#[command(name = "skein-sim", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make, use, break and remove a lab.
+    Lab(sim::lab::cli::LabArgs),
+    /// Ask an address through a host again and again, and say how long it did not answer.
+    Probe(sim::probe::ProbeArgs),
+    /// Process 1 of a lab's host.
+    #[command(hide = true)]
+    LabInit {
+        /// The host's folder.
+        dir: std::path::PathBuf,
+    },
+    /// The stand-in for K3s, with K3s' command line behind it.
+    #[command(hide = true, trailing_var_arg = true, disable_help_flag = true)]
+    Rehearsal {
+        /// K3s' arguments.
+        #[arg(allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    // The rehearsal is called by K3s' name, as Skein calls K3s.
+    let called = std::env::args().next().unwrap_or_default();
+    if called.ends_with("/k3s") || called.ends_with("k3s-rehearsal") {
+        let args: Vec<String> = std::env::args().skip(1).collect();
+        return finish(sim::rehearsal::run(&args));
+    }
+    finish(match Cli::parse().command {
+        Command::Lab(args) => sim::lab::cli::run(args),
+        Command::Probe(args) => sim::probe::run(&args),
+        Command::LabInit { dir } => sim::lab::init::run(&dir),
+        Command::Rehearsal { args } => sim::rehearsal::run(&args),
+    })
+}
+
+fn finish(result: Result<u8, String>) -> std::process::ExitCode {
+    match result {
+        Ok(code) => std::process::ExitCode::from(code),
+        Err(why) => {
+            sim::lab::say(format!("error: {why}"));
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
