@@ -193,3 +193,40 @@ fn sec1(key: &KeyPair) -> Result<Secret, CaError> {
     pem.push_str("-----END EC PRIVATE KEY-----\n");
     Ok(Secret::new(pem.as_str()))
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+    use super::*;
+
+    #[test]
+    fn a_bundle_has_every_authority_as_chain_and_alone() {
+        let bundle = make_cluster_ca("lab", 1_795_000_000).unwrap();
+        for chained in [true, false] {
+            let files = bundle.files(chained);
+            assert_eq!(
+                files
+                    .iter()
+                    .map(|(path, _)| path.clone())
+                    .collect::<Vec<_>>(),
+                paths()
+            );
+            for (path, content) in files {
+                if path.extension().is_some_and(|suffix| suffix == "key") {
+                    let key = PrivateKeyDer::from_pem_slice(content.expose().as_bytes()).unwrap();
+                    assert!(matches!(key, PrivateKeyDer::Sec1(_)));
+                    assert!(rustls::crypto::ring::sign::any_ecdsa_type(&key).is_ok());
+                } else {
+                    let count = CertificateDer::pem_slice_iter(content.expose().as_bytes())
+                        .map(Result::unwrap)
+                        .count();
+                    assert_eq!(count, if chained { 3 } else { 1 });
+                    assert_eq!(content.expose().contains(&bundle.root_certificate), chained);
+                }
+            }
+        }
+        assert!(!format!("{bundle:?}").contains("PRIVATE KEY"));
+    }
+}

@@ -161,6 +161,25 @@ impl Etcd {
         Ok(HandOver::Moved { to: to.name })
     }
 
+    /// Takes the member of the Kubernetes node `node` out of the cluster; says whether there was one.
+    ///
+    /// K3s does so itself when the Node object is deleted. This is for a server that never became a Node.
+    pub async fn leave(&self, node: &str) -> Result<bool, EtcdError> {
+        let Some(member) = self
+            .members()
+            .await?
+            .into_iter()
+            .find(|member| member.is_node(node))
+        else {
+            return Ok(false);
+        };
+        let request = wire::MemberRemoveRequest { id: member.id };
+        let _: wire::MemberRemoveResponse = self
+            .call(LOCAL, "/etcdserverpb.Cluster/MemberRemove", request)
+            .await?;
+        Ok(true)
+    }
+
     /// How far a member is, `None` where it does not answer or complains.
     async fn fitness(&self, member: &Member) -> Option<u64> {
         for url in &member.client_urls {
@@ -304,6 +323,15 @@ mod wire {
 
     #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct MoveLeaderResponse {}
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct MemberRemoveRequest {
+        #[prost(uint64, tag = "1")]
+        pub(super) id: u64,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct MemberRemoveResponse {}
 
     #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct MemberListRequest {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use tokio::time::Instant;
 
 use crate::release::Version;
@@ -100,6 +101,12 @@ pub struct Marker {
     pub role: RoleKind,
     /// Whether K3s was healthy in this incarnation.
     pub established: bool,
+    /// The interface that pods' routes go over.
+    #[serde(default)]
+    pub iface: String,
+    /// The cluster's pod ranges, whose routes are K3s'.
+    #[serde(default)]
+    pub pods: Vec<IpNet>,
 }
 
 /// The outcome of the health probe.
@@ -143,6 +150,8 @@ pub enum Phase {
     Ready,
     /// Was healthy before, and is not now.
     Degraded,
+    /// Being stopped, or removed.
+    Stopping,
     /// Not running, on purpose.
     Stopped,
     /// Cannot go on without the operator.

@@ -116,12 +116,12 @@ fn absent(seen: &Observed, now: Instant) -> Step {
 /// On the way to nothing: stop, then wipe.
 fn wiped(seen: &Observed, now: Instant, why: &str) -> Step {
     if let Some(under_way) = &seen.wiping {
-        return Step::new(Phase::Stopped, now).waiting(format!("{why}: {under_way}"));
+        return Step::new(Phase::Stopping, now).waiting(format!("{why}: {under_way}"));
     }
     if let Some(stopping) = halt(seen, now) {
         return stopping;
     }
-    Step::new(Phase::Stopped, now)
+    Step::new(Phase::Stopping, now)
         .waiting(format!("{why}: removing what K3s left"))
         .acting(Action::Wipe)
 }
@@ -131,16 +131,16 @@ fn halt(seen: &Observed, now: Instant) -> Option<Step> {
     match &seen.unit {
         Unit::Stopped => None,
         Unit::Exited { role, .. } => {
-            Some(Step::new(Phase::Stopped, now).acting(Action::Stop(*role)))
+            Some(Step::new(Phase::Stopping, now).acting(Action::Stop(*role)))
         }
         Unit::Running { role, .. } => Some(
-            Step::new(Phase::Stopped, now)
+            Step::new(Phase::Stopping, now)
                 .waiting("K3s to end")
                 .acting(Action::Stop(*role)),
         ),
         Unit::Stopping { role, since } => {
             let spent = now.saturating_duration_since(*since);
-            let step = Step::new(Phase::Stopped, now).waiting(format!(
+            let step = Step::new(Phase::Stopping, now).waiting(format!(
                 "K3s to end, {} s so far (killed after {} s)",
                 spent.as_secs(),
                 STOP_PATIENCE.as_secs()
@@ -283,11 +283,7 @@ fn act(
     let kind = spec.role.kind();
     let mut actions = Vec::new();
     if seen.marker.is_none() {
-        actions.push(Action::Mark(Some(Marker {
-            incarnation: spec.incarnation.clone(),
-            role: kind,
-            established: false,
-        })));
+        actions.push(Action::Mark(Some(marker(spec, false))));
     }
     actions.extend(files(spec, binary, seen, rendered));
     let plan = StartPlan {
@@ -312,7 +308,7 @@ fn act(
             }
             let text = format!(
                 "K3s to stay up: it ended ({how}), {restarts} restart(s) so far, next in {} s{}",
-                wait.as_secs_f32().ceil(),
+                wait.as_secs(),
                 said(spec, seen)
             );
             Step::new(rising(spec, established), now).waiting(text)
@@ -328,13 +324,23 @@ fn act(
                 .waiting("K3s to end, for a start with changed settings")
         }
         Unit::Stopping { .. } => {
-            let mut step = halt(seen, now).unwrap_or_else(|| Step::new(Phase::Stopped, now));
+            let mut step = halt(seen, now).unwrap_or_else(|| Step::new(Phase::Stopping, now));
             step.phase = rising(spec, established);
             step
         }
     };
     step.actions.splice(0..0, actions);
     step
+}
+
+fn marker(spec: &RunSpec, established: bool) -> Marker {
+    Marker {
+        incarnation: spec.incarnation.clone(),
+        role: spec.role.kind(),
+        established,
+        iface: spec.iface.clone(),
+        pods: spec.cluster_cidr.clone(),
+    }
 }
 
 /// What has to be written or removed before a start.
@@ -382,11 +388,7 @@ fn health(
         }
         Probe::Ready if established => Step::new(Phase::Ready, now).calm(now),
         Probe::Ready => {
-            actions.push(Action::Mark(Some(Marker {
-                incarnation: spec.incarnation.clone(),
-                role: kind,
-                established: true,
-            })));
+            actions.push(Action::Mark(Some(marker(spec, true))));
             let founder = spec.role == (Role::Server { join: None });
             Step::new(
                 if founder {

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use super::HostError;
 use super::command::run;
 use super::files::{self, at};
+use crate::observe::Marker;
 use crate::render::Layout;
 
 /// Interfaces that flannel and its bridge make.
@@ -31,7 +32,11 @@ const OPERATORS: [&str; 3] = [
 ];
 
 /// Removes everything that K3s made on this host, but for the node's password.
-pub(super) async fn wipe(layout: &Layout, tell: &(impl Fn(&str) + Sync)) -> Result<(), HostError> {
+pub(super) async fn wipe(
+    layout: &Layout,
+    marker: Option<&Marker>,
+    tell: &(impl Fn(&str) + Sync),
+) -> Result<(), HostError> {
     tell("ending pods");
     end_pods(layout).await;
     tell("unmounting");
@@ -39,6 +44,10 @@ pub(super) async fn wipe(layout: &Layout, tell: &(impl Fn(&str) + Sync)) -> Resu
     if layout.root == Path::new("/") {
         tell("removing interfaces and packet filter rules");
         network().await?;
+        if let Some(marker) = marker {
+            routes(marker).await?;
+        }
+        remove_groups(Path::new("/sys/fs/cgroup"));
     }
     tell("removing files");
     remove_data(layout)
@@ -155,6 +164,9 @@ fn unmount(layout: &Layout) -> Result<(), HostError> {
             Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
             Err(error) => return Err(at("unmount", point)(error.into())),
         }
+        if point.starts_with(layout.root.join("run/netns")) {
+            files::remove(point)?;
+        }
     }
     Ok(())
 }
@@ -217,6 +229,60 @@ async fn network() -> Result<(), HostError> {
     Ok(())
 }
 
+/// Removes flannel's routes to other nodes' pods. Those without a gateway were made by the overlay.
+async fn routes(marker: &Marker) -> Result<(), HostError> {
+    for range in &marker.pods {
+        let family = if range.addr().is_ipv6() { "-6" } else { "-4" };
+        let range = range.to_string();
+        let said = run(
+            "ip",
+            &[
+                family,
+                "-o",
+                "route",
+                "show",
+                "root",
+                &range,
+                "dev",
+                &marker.iface,
+            ],
+            "",
+        )
+        .await?;
+        for line in said.out.lines().filter(|line| line.contains(" via ")) {
+            let target = line.split_whitespace().next().unwrap_or_default();
+            run(
+                "ip",
+                &[family, "route", "delete", target, "dev", &marker.iface],
+                "",
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the control groups of pods, which are empty by now, in every hierarchy. Those of systemd's slices go with it.
+fn remove_groups(top: &Path) {
+    let hierarchies = fs::read_dir(top)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    for hierarchy in hierarchies.chain([top.to_owned()]) {
+        remove_group(&hierarchy.join("kubepods"));
+    }
+}
+
+fn remove_group(group: &Path) {
+    let inner = fs::read_dir(group).into_iter().flatten().flatten();
+    for entry in inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_group(&entry.path());
+    }
+    // One that is not there, or is in use by somebody else, is no matter.
+    let _ = fs::remove_dir(group);
+}
+
 fn link_name(line: &str) -> Option<String> {
     let name = line.split(':').nth(1)?.trim();
     name.split('@').next().map(str::to_owned)
@@ -271,6 +337,11 @@ fn remove_data(layout: &Layout) -> Result<(), HostError> {
     ] {
         remove_tree(&of(path), &[])?;
     }
+    remove_results(&of("var/lib/cni/results"))?;
+    for path in ["var/lib/cni/networks", "var/lib/cni/results", "var/lib/cni"] {
+        // Stays where another user of CNI keeps something in it.
+        let _ = fs::remove_dir(of(path));
+    }
     files::remove(&layout.kubeconfig())?;
     for path in layout.ours() {
         files::remove(&path)?;
@@ -299,6 +370,25 @@ fn remove_data(layout: &Layout) -> Result<(), HostError> {
     }
     for group in super::process::control_groups(layout) {
         let _ = fs::remove_dir(group);
+    }
+    Ok(())
+}
+
+/// Removes what CNI noted about pods of K3s' network, which is called cbr0.
+fn remove_results(folder: &Path) -> Result<(), HostError> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    let pods: BTreeSet<&str> = names
+        .iter()
+        .filter_map(|name| name.strip_prefix("cbr0-")?.strip_suffix("-eth0"))
+        .collect();
+    for name in names
+        .iter()
+        .filter(|name| pods.iter().any(|pod| name.contains(pod)))
+    {
+        files::remove(&folder.join(name))?;
     }
     Ok(())
 }

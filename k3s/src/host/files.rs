@@ -60,6 +60,15 @@ pub(super) fn make_folder(folder: &Path) -> Result<(), HostError> {
         .map_err(at("make", folder))
 }
 
+/// Makes a folder and those above it, for all to read.
+pub(super) fn make_public_folder(folder: &Path) -> Result<(), HostError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(folder)
+        .map_err(at("make", folder))
+}
+
 fn sync_folder(folder: &Path) -> Result<(), HostError> {
     File::open(folder)
         .and_then(|folder| folder.sync_all())

@@ -37,19 +37,32 @@ struct Note {
 
 type Progress = Arc<Mutex<String>>;
 
+/// A fetch under way.
+struct Task {
+    release: Release,
+    progress: Progress,
+    handle: JoinHandle<Result<(), String>>,
+}
+
+/// The last fetch, if it failed.
+struct Failed {
+    release: Release,
+    error: String,
+    times: u32,
+    next_try: Instant,
+}
+
 /// The one fetch under way, and the memory of failures.
 #[derive(Default)]
 pub(super) struct Fetcher {
-    task: Option<(Release, Progress, JoinHandle<Result<(), String>>)>,
-    failures: u32,
-    last_error: Option<String>,
-    next_try: Option<Instant>,
+    task: Option<Task>,
+    failed: Option<Failed>,
 }
 
 impl Drop for Fetcher {
     fn drop(&mut self) {
-        if let Some((_, _, task)) = &self.task {
-            task.abort();
+        if let Some(task) = &self.task {
+            task.handle.abort();
         }
     }
 }
@@ -61,19 +74,23 @@ impl Fetcher {
         reason = "the task is owned here, and ended when this value goes"
     )]
     pub(super) fn start(&mut self, release: &Release, folder: &Path) {
-        if let Some((current, _, task)) = &self.task {
-            if current == release {
+        if let Some(task) = &self.task {
+            if task.release == *release {
                 return;
             }
-            task.abort();
+            task.handle.abort();
         }
         let progress: Progress = Arc::new(Mutex::new("starting".to_owned()));
-        let task = tokio::spawn(fetch(
+        let handle = tokio::spawn(fetch(
             release.clone(),
             folder.to_owned(),
             Arc::clone(&progress),
         ));
-        self.task = Some((release.clone(), progress, task));
+        self.task = Some(Task {
+            release: release.clone(),
+            progress,
+            handle,
+        });
     }
 
     /// Where the binary of `release` is on its way, as of `now`.
@@ -81,46 +98,56 @@ impl Fetcher {
         if self
             .task
             .as_ref()
-            .is_some_and(|(_, _, task)| task.is_finished())
+            .is_some_and(|task| task.handle.is_finished())
+            && let Some(task) = self.task.take()
         {
-            let ended = self
-                .task
-                .take()
-                .map(|(_, _, task)| futures::FutureExt::now_or_never(task));
-            let error = match ended {
-                Some(Some(Ok(Ok(())))) => None,
-                Some(Some(Ok(Err(error)))) => Some(error),
-                Some(Some(Err(error))) => Some(error.to_string()),
-                Some(None) | None => Some("it was given up".to_owned()),
-            };
-            self.failures = if error.is_some() {
-                self.failures.saturating_add(1)
-            } else {
-                0
-            };
-            let pause = Duration::from_secs(1 << self.failures.min(6)).min(PAUSE_MAX);
-            self.next_try = error.is_some().then(|| now + pause);
-            self.last_error = error;
+            self.failed = ended(task).map(|(failed, error)| {
+                let times = self
+                    .failed
+                    .as_ref()
+                    .filter(|last| last.release == failed)
+                    .map_or(0, |last| last.times)
+                    + 1;
+                let pause = Duration::from_secs(1 << times.min(6)).min(PAUSE_MAX);
+                Failed {
+                    release: failed,
+                    error,
+                    times,
+                    next_try: now + pause,
+                }
+            });
         }
-        if let Some((_, progress, _)) = self
-            .task
-            .as_ref()
-            .filter(|(current, _, _)| current == release)
-        {
-            let progress = progress
+        if let Some(task) = self.task.as_ref().filter(|task| task.release == *release) {
+            let progress = task
+                .progress
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone();
             return Binary::Fetching { progress };
         }
-        match installed(release, folder) {
-            Some(binary) => Binary::Present(Box::new(binary)),
-            None => Binary::Missing {
-                last_error: self.last_error.clone(),
-                next_try: self.next_try,
-            },
+        if let Some(binary) = installed(release, folder) {
+            return Binary::Present(Box::new(binary));
+        }
+        let failed = self
+            .failed
+            .as_ref()
+            .filter(|failed| failed.release == *release);
+        Binary::Missing {
+            last_error: failed.map(|failed| failed.error.clone()),
+            next_try: failed.map(|failed| failed.next_try),
         }
     }
+}
+
+/// The error of a task that has ended, `None` where it went well.
+fn ended(task: Task) -> Option<(Release, String)> {
+    let error = match futures::FutureExt::now_or_never(task.handle) {
+        Some(Ok(Ok(()))) => return None,
+        Some(Ok(Err(error))) => error,
+        Some(Err(error)) => error.to_string(),
+        None => "it was given up".to_owned(),
+    };
+    Some((task.release, error))
 }
 
 /// What a note says about `release`, if the binary is still there.
@@ -227,8 +254,7 @@ async fn copy(source: PathBuf, target: PathBuf) -> Result<String, String> {
 }
 
 async fn download(url: &str, target: &Path, tell: &impl Fn(String)) -> Result<String, String> {
-    // An error means that the program has chosen its provider already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::kube::provide();
     let fail =
         |error: reqwest::Error| format!("cannot download {url}: {}", crate::kube::chain(&error));
     let client = reqwest::Client::builder()

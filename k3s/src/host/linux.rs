@@ -218,6 +218,19 @@ impl LinuxHost {
     }
 
     fn write(&self, specs: &[FileSpec]) -> Result<(), HostError> {
+        let layout = &self.config.layout;
+        let drop_ins = [RoleKind::Server, RoleKind::Agent].map(|role| layout.drop_in(role));
+        let drop_ins = specs
+            .iter()
+            .filter(|spec| drop_ins.contains(&spec.path))
+            .filter_map(|spec| spec.path.parent());
+        // Open to all, as K3s and systemd have them; what lies below them is not.
+        for folder in [layout.data_dir.as_path(), layout.config_dir.as_path()]
+            .into_iter()
+            .chain(drop_ins)
+        {
+            files::make_public_folder(folder)?;
+        }
         for spec in specs {
             files::write(&spec.path, spec.mode, spec.content.expose().as_bytes())?;
         }
@@ -285,7 +298,9 @@ impl LinuxHost {
 async fn wipe(config: LinuxConfig, state: PathBuf, progress: Arc<Mutex<String>>) {
     let tell = |text: &str| text.clone_into(&mut locked(&progress));
     let outcome = async {
-        cleanup::wipe(&config.layout, &tell).await?;
+        let marker = files::read(&state.join("marker.json"))?
+            .and_then(|text| serde_json::from_str::<Marker>(&text).ok());
+        cleanup::wipe(&config.layout, marker.as_ref(), &tell).await?;
         if config.manager == Manager::Systemd {
             systemd::reload().await?;
         }
@@ -341,7 +356,8 @@ fn hashes(layout: &Layout) -> Result<BTreeMap<PathBuf, String>, HostError> {
 async fn probed(spec: &Spec, unit: &Unit, layout: &Layout, credentials: &Credentials) -> Probe {
     let node = match spec {
         Spec::Run(run) => Some(run.node_name.as_str()),
-        Spec::Absent | Spec::Waiting { .. } | Spec::Stopped => None,
+        Spec::Waiting { .. } => None,
+        Spec::Absent | Spec::Stopped => return Probe::NotYet("K3s is not meant to run".to_owned()),
     };
     match unit {
         Unit::Running { role, .. } => probe::probe(*role, node, layout, credentials).await,

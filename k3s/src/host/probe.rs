@@ -81,6 +81,7 @@ async fn agent(node: Option<&str>, layout: &Layout) -> Probe {
 }
 
 async fn kubelet() -> Probe {
+    crate::kube::provide();
     let ask = async {
         let client = reqwest::Client::builder()
             .no_proxy()

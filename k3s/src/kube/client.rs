@@ -204,6 +204,12 @@ impl Kube {
     }
 }
 
+/// Names the cryptography for clients that are not configured here. Without it building one panics.
+pub(crate) fn provide() {
+    // An error means that the program has chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 /// The chain of causes: reqwest's own text leaves out the one that matters.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -215,13 +221,28 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What a refusal says: Kubernetes' own message, or of a list of checks those that failed.
 fn message(body: &str) -> String {
     let status: Option<Value> = serde_json::from_str(body).ok();
-    let said = status
+    if let Some(said) = status
         .as_ref()
         .and_then(|status| status["message"].as_str())
-        .unwrap_or(body.trim());
-    said.chars().take(400).collect()
+    {
+        return said.chars().take(400).collect();
+    }
+    let failed: Vec<&str> = body
+        .lines()
+        .filter(|line| line.starts_with("[-]"))
+        .collect();
+    let said = if failed.is_empty() {
+        body.trim().to_owned()
+    } else {
+        failed.join(", ")
+    };
+    said.chars()
+        .filter(|letter| !letter.is_control())
+        .take(400)
+        .collect()
 }
 
 pub(super) fn absent<T>(outcome: Result<T, KubeError>) -> Result<Option<T>, KubeError> {

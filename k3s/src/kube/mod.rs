@@ -4,7 +4,7 @@ mod client;
 mod drain;
 
 pub use client::Kube;
-pub(crate) use client::chain;
+pub(crate) use client::{chain, provide};
 pub use drain::EvictProgress;
 
 use std::net::IpAddr;

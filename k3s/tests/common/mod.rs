@@ -1,5 +1,9 @@
 //! What several tests share: specs, and a host that is only a value.
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test uses its part, and fails by panicking"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
