@@ -215,24 +215,28 @@ async fn inner(program: &Path) {
     assert_eq!(etcd.hand_over(&[]).await.unwrap(), HandOver::NoCandidate);
 
     second(program, &dir, &captured.server_token, &etcd).await;
-
-    let before = pid(&dir);
     drop(driver);
-    let mut driver = host(&dir);
-    until(&mut driver, &run, &Phase::Ready, 20).await;
-    assert_eq!(pid(&dir), before, "a daemon's restart is none of K3s");
+    interrupted(&dir, &run).await;
+}
+
+/// The daemon comes back, K3s is killed, stopped, removed.
+async fn interrupted(dir: &Path, run: &Spec) {
+    let before = pid(dir);
+    let mut driver = host(dir);
+    until(&mut driver, run, &Phase::Ready, 20).await;
+    assert_eq!(pid(dir), before, "a daemon's restart is none of K3s");
 
     Command::new("kill")
         .args(["-9", &before.to_string()])
         .status()
         .unwrap();
-    until(&mut driver, &run, &Phase::Degraded, 20).await;
-    until(&mut driver, &run, &Phase::Ready, 120).await;
-    assert_ne!(pid(&dir), before);
+    until(&mut driver, run, &Phase::Degraded, 20).await;
+    until(&mut driver, run, &Phase::Ready, 120).await;
+    assert_ne!(pid(dir), before);
 
     until(&mut driver, &Spec::Stopped, &Phase::Stopped, 5).await;
     until(&mut driver, &Spec::Absent, &Phase::Absent, 60).await;
-    assert!(!Layout::below(&dir).data_dir.exists() && !dir.join("state/bin").exists());
+    assert!(!Layout::below(dir).data_dir.exists() && !dir.join("state/bin").exists());
 }
 
 /// A second server in a network namespace of its own joins through the virtual address, gets etcd's leadership, and leaves.

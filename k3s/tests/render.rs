@@ -20,16 +20,8 @@ fn text(rendered: &Rendered, suffix: &str) -> String {
     file.content.expose().to_owned()
 }
 
-#[test]
-fn a_founding_server_of_a_current_release() {
-    let rendered = render(
-        &spec(founder()),
-        &binary("v1.33.5+k3s1"),
-        &Layout::default(),
-        true,
-        false,
-    );
-    let expected = r#"# Written by Skein at each change; settings of your own belong into ../config.yaml.
+/// Of a founding server under a current release.
+const FOUNDER: &str = r#"# Written by Skein at each change; settings of your own belong into ../config.yaml.
 advertise-address: "10.91.0.1"
 agent-token: "agentsecret"
 cluster-cidr:
@@ -62,7 +54,17 @@ tls-san:
 token: "foundersecret"
 write-kubeconfig-mode: "0600"
 "#;
-    assert_eq!(text(&rendered, "50-skein.yaml"), expected);
+
+#[test]
+fn a_founding_server_of_a_current_release() {
+    let rendered = render(
+        &spec(founder()),
+        &binary("v1.33.5+k3s1"),
+        &Layout::default(),
+        true,
+        false,
+    );
+    assert_eq!(text(&rendered, "50-skein.yaml"), FOUNDER);
     assert!(rendered.left_out.is_empty());
     let modes: Vec<(String, u32)> = rendered
         .files

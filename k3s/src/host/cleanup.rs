@@ -10,20 +10,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::HostError;
-use super::command::run;
 use super::files::{self, at};
+use super::network;
 use crate::observe::Marker;
 use crate::render::Layout;
 
-/// Interfaces that flannel and its bridge make.
-const INTERFACES: [&str; 6] = [
-    "cni0",
-    "flannel.1",
-    "flannel-v6.1",
-    "kube-ipvs0",
-    "flannel-wg",
-    "flannel-wg-v6",
-];
 /// What the operator put into the data directory, below `agent`: it was not made by K3s.
 const OPERATORS: [&str; 3] = [
     "images",
@@ -43,10 +34,7 @@ pub(super) async fn wipe(
     unmount(layout)?;
     if layout.root == Path::new("/") {
         tell("removing interfaces and packet filter rules");
-        network().await?;
-        if let Some(marker) = marker {
-            routes(marker).await?;
-        }
+        network::remove(marker).await?;
         remove_groups(Path::new("/sys/fs/cgroup"));
     }
     tell("removing files");
@@ -213,55 +201,6 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-async fn network() -> Result<(), HostError> {
-    let ports = run("ip", &["-o", "link", "show", "master", "cni0"], "").await;
-    let mut links: Vec<String> = ports
-        .map(|said| said.out.lines().filter_map(link_name).collect())
-        .unwrap_or_default();
-    links.extend(INTERFACES.map(str::to_owned));
-    for link in links {
-        // Most are not there.
-        run("ip", &["link", "delete", &link], "").await?;
-    }
-    for family in ["iptables", "ip6tables"] {
-        filter(family).await?;
-    }
-    Ok(())
-}
-
-/// Removes flannel's routes to other nodes' pods. Those without a gateway were made by the overlay.
-async fn routes(marker: &Marker) -> Result<(), HostError> {
-    for range in &marker.pods {
-        let family = if range.addr().is_ipv6() { "-6" } else { "-4" };
-        let range = range.to_string();
-        let said = run(
-            "ip",
-            &[
-                family,
-                "-o",
-                "route",
-                "show",
-                "root",
-                &range,
-                "dev",
-                &marker.iface,
-            ],
-            "",
-        )
-        .await?;
-        for line in said.out.lines().filter(|line| line.contains(" via ")) {
-            let target = line.split_whitespace().next().unwrap_or_default();
-            run(
-                "ip",
-                &[family, "route", "delete", target, "dev", &marker.iface],
-                "",
-            )
-            .await?;
-        }
-    }
-    Ok(())
-}
-
 /// Removes the control groups of pods, which are empty by now, in every hierarchy. Those of systemd's slices go with it.
 fn remove_groups(top: &Path) {
     let hierarchies = fs::read_dir(top)
@@ -281,40 +220,6 @@ fn remove_group(group: &Path) {
     }
     // One that is not there, or is in use by somebody else, is no matter.
     let _ = fs::remove_dir(group);
-}
-
-fn link_name(line: &str) -> Option<String> {
-    let name = line.split(':').nth(1)?.trim();
-    name.split('@').next().map(str::to_owned)
-}
-
-/// Takes K3s' rules out of the packet filter and leaves all others. A host without the program has no such rules.
-async fn filter(family: &str) -> Result<(), HostError> {
-    let Ok(saved) = run(&format!("{family}-save"), &[], "").await else {
-        return Ok(());
-    };
-    let Some(kept) = without_k3s(&saved.out) else {
-        return Ok(());
-    };
-    let restored = run(&format!("{family}-restore"), &[], &kept).await?;
-    if restored.ok {
-        return Ok(());
-    }
-    Err(HostError::Command {
-        command: format!("{family}-restore"),
-        detail: restored.err.trim().to_owned(),
-    })
-}
-
-/// The rules without those of Kubernetes, CNI and flannel; `None` where there are none of them.
-fn without_k3s(saved: &str) -> Option<String> {
-    let theirs = |line: &str| {
-        line.contains("KUBE-")
-            || line.contains("CNI-")
-            || line.to_ascii_lowercase().contains("flannel")
-    };
-    let kept: Vec<&str> = saved.lines().filter(|line| !theirs(line)).collect();
-    (kept.len() != saved.lines().count()).then(|| kept.join("\n") + "\n")
 }
 
 fn remove_data(layout: &Layout) -> Result<(), HostError> {
@@ -461,16 +366,6 @@ mod tests {
                 "/var/lib/rancher/k3s/agent/x"
             ]
         );
-    }
-
-    #[test]
-    fn only_k3s_rules_are_taken_out() {
-        let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\n-A POSTROUTING -s 10.42.0.0/16 -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG\n-A INPUT -p tcp -j DROP\nCOMMIT\n";
-        assert_eq!(
-            without_k3s(saved).unwrap(),
-            "*nat\n:PREROUTING ACCEPT [0:0]\n-A INPUT -p tcp -j DROP\nCOMMIT\n"
-        );
-        assert_eq!(without_k3s("*nat\nCOMMIT\n"), None);
     }
 
     #[test]

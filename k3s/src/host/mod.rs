@@ -12,6 +12,7 @@ mod command;
 mod files;
 mod install;
 mod linux;
+mod network;
 mod probe;
 mod process;
 mod systemd;
