@@ -140,8 +140,7 @@ fn pid(dir: &Path) -> i32 {
         .unwrap()
 }
 
-async fn inner(program: &Path) {
-    let dir = PathBuf::from(std::env::var_os("SKEIN_LAB_DIR").unwrap());
+fn wire() {
     for line in [
         "link set lo up",
         "link add eth0 type veth peer name eth1",
@@ -162,6 +161,11 @@ async fn inner(program: &Path) {
             .unwrap()
             .success()
     );
+}
+
+async fn inner(program: &Path) {
+    let dir = PathBuf::from(std::env::var_os("SKEIN_LAB_DIR").unwrap());
+    wire();
     let run = Spec::Run(Box::new(wanted(program)));
     let mut driver = host(&dir);
     let (_, passed) = until(&mut driver, &run, &Phase::Bootstrapped, 180).await;
