@@ -1,0 +1,258 @@
+//! From nothing to a cluster, hosts that come back or are replaced, and a lab that leaves nothing behind.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::common::{Lab, wait_for};
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn create_and_join() {
+    let Some(lab) = Lab::rehearsal("create", 3, 1) else {
+        return;
+    };
+    assert_eq!(lab.hosts(), ["n1", "n2", "n3", "n4"]);
+    lab.settled("n4", 20);
+    let status = lab.ask("n4", &["status"]).unwrap();
+    assert_eq!(status["schema"], 1);
+    assert_eq!(
+        status["voters"].as_array().map(Vec::len),
+        Some(3),
+        "{status}"
+    );
+    let cluster = lab.ask("n4", &["cluster", "show", "lab"]).unwrap();
+    assert_eq!(
+        cluster["servers"].as_array().map(Vec::len),
+        Some(3),
+        "{cluster}"
+    );
+    assert_eq!(
+        cluster["workers"].as_array().map(Vec::len),
+        Some(1),
+        "{cluster}"
+    );
+    assert!(
+        cluster.to_string().contains("rehearsal"),
+        "it says what it is: {cluster}"
+    );
+    lab.one_bearer("n1");
+    for host in lab.hosts() {
+        for v6 in [true, false] {
+            let gap = lab.probe(&host, v6, 1).end();
+            assert!(
+                gap.longest < Duration::from_millis(900),
+                "{host} reaches the VIP: {gap:?}"
+            );
+        }
+    }
+    let kubeconfig = lab.run("n4", &["skein", "kubeconfig", "lab"]);
+    let vip = lab.vip_address("n4", true);
+    assert!(
+        kubeconfig.contains(&vip) || kubeconfig.contains(&lab.vip_address("n4", false)),
+        "{kubeconfig}"
+    );
+    let ready = lab.run("n1", &["kubectl", "get", "--raw", "/readyz"]);
+    assert_eq!(ready.trim(), "ok");
+    lab.down();
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn events_come_in_the_order_of_things() {
+    let Some(lab) = Lab::rehearsal("events", 1, 1) else {
+        return;
+    };
+    let lines = lab.run("n2", &["skein", "events", "-o", "json"]);
+    let kinds: Vec<String> = lines
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["kind"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    let place = |kind: &str| {
+        kinds
+            .iter()
+            .position(|k| k == kind)
+            .unwrap_or_else(|| panic!("{kind} is not among {kinds:?}"))
+    };
+    assert!(place("virtual_ip.allocated") > 0);
+    lab.down();
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn a_host_comes_back_on_its_disk() {
+    let Some(lab) = Lab::rehearsal("rejoin", 3, 1) else {
+        return;
+    };
+    for (host, verb) in [("n4", "kill"), ("n3", "crash")] {
+        lab.must(&[verb, host]);
+        assert_eq!(lab.host(host)["state"], "down");
+        wait_for("its silence is noticed", 20, || {
+            let node = lab.ask("n1", &["node", "show", host])?;
+            if node["state"] == "down" || node["node"]["state"] == "down" {
+                Ok(())
+            } else {
+                Err(node.to_string())
+            }
+        });
+        lab.must(&["start", host]);
+        lab.settled("n1", 60);
+        assert_eq!(lab.host(host)["state"], "up");
+    }
+    lab.one_bearer("n2");
+    lab.down();
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn all_hosts_come_back_after_a_power_cut() {
+    let Some(lab) = Lab::rehearsal("cold", 3, 1) else {
+        return;
+    };
+    let (holder, generation) = (lab.holder("n4"), lab.generation("n4"));
+    for host in lab.hosts() {
+        lab.must(&["kill", &host]);
+    }
+    for host in lab.hosts() {
+        lab.must(&["start", &host]);
+    }
+    lab.settled("n4", 90);
+    lab.one_bearer("n4");
+    let moved = lab.generation("n4") - generation;
+    assert!(
+        moved == 0 && lab.holder("n4") == holder || moved > 0,
+        "a generation has one holder"
+    );
+    lab.down();
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn a_wiped_host_takes_its_own_place_again() {
+    let Some(lab) = Lab::rehearsal("wipe", 3, 1) else {
+        return;
+    };
+    let uuid = |lab: &Lab| {
+        lab.run(
+            "n1",
+            &[
+                "sh",
+                "-c",
+                "skein node show n3 -o json | grep -o '\"uuid\": *\"[^\"]*\"'",
+            ],
+        )
+    };
+    let before = uuid(&lab);
+    lab.must(&["wipe", "n3"]);
+    wait_for("n3 is somebody else", 60, || {
+        let now = uuid(&lab);
+        if now == before { Err(now) } else { Ok(()) }
+    });
+    wait_for("it votes again", 60, || {
+        let status = lab.ask("n1", &["status"])?;
+        let votes = status["voters"]
+            .as_array()
+            .is_some_and(|v| v.len() == 3 && v.iter().any(|x| x == "n3"));
+        if votes {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    });
+    let nodes = lab.ask("n1", &["status"]).unwrap();
+    assert_eq!(
+        nodes["nodes"].as_array().map(Vec::len),
+        Some(4),
+        "the old one is retired: {nodes}"
+    );
+    lab.down();
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn a_ticket_is_good_for_one_machine() {
+    let Some(lab) = Lab::rehearsal("ticket", 1, 1) else {
+        return;
+    };
+    let ticket = lab.run("n1", &["skein", "ticket", "create", "-q"]);
+    lab.must(&["kill", "n2"]);
+    lab.must(&["start", "n2"]);
+    let join = |name: &str| {
+        let script = format!(
+            "timeout 10 skein join {} --name {name} --foreground --state-dir /run/{name} --config /nonexistent",
+            ticket.trim()
+        );
+        lab.exec("n2", &["sh", "-c", &script])
+    };
+    join("other");
+    let again = join("another");
+    assert!(!again.status.success());
+    let words = String::from_utf8_lossy(&again.stderr).to_lowercase();
+    assert!(
+        words.contains("ticket") && words.contains("used"),
+        "{words}"
+    );
+    lab.down();
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn nothing_is_left_when_up_is_killed() {
+    for millis in [150, 400, 1_000, 2_500, 5_000] {
+        let Some(lab) = Lab::reserve("killed") else {
+            return;
+        };
+        let mut command = lab.command(&[
+            "up",
+            "--servers",
+            "3",
+            "--workers",
+            "1",
+            "--k3s",
+            "rehearsal",
+        ]);
+        let mut up = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(millis));
+        up.kill().unwrap();
+        up.wait().unwrap();
+        lab.down();
+    }
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn up_goes_on_where_it_was_interrupted() {
+    let Some(lab) = Lab::reserve("resumed") else {
+        return;
+    };
+    let args = [
+        "up",
+        "--servers",
+        "1",
+        "--workers",
+        "1",
+        "--k3s",
+        "rehearsal",
+    ];
+    let mut up = lab
+        .command(&args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(1_500));
+    up.kill().unwrap();
+    up.wait().unwrap();
+    lab.must(&args);
+    lab.settled("n2", 5);
+    lab.must(&args);
+    lab.down();
+}
