@@ -164,6 +164,7 @@ impl Etcd {
     /// Takes the member of the Kubernetes node `node` out of the cluster; says whether there was one.
     ///
     /// K3s does so itself when the Node object is deleted. This is for a server that never became a Node.
+    /// etcd refuses (`unhealthy cluster`) until all members have been connected for five seconds: try again.
     pub async fn leave(&self, node: &str) -> Result<bool, EtcdError> {
         let Some(member) = self
             .members()
