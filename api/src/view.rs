@@ -110,7 +110,9 @@ impl Scene<'_> {
             });
         };
         let blocked = self.state.member_blocked_by(cluster, n);
-        let what = says.map(str::to_owned).or(blocked);
+        let reported = self.view.nodes.get(&n.id).and_then(|v| v.report.as_ref());
+        let reported = reported.and_then(|r| r.waiting_for.first().cloned());
+        let what = says.map(str::to_owned).or(reported).or(blocked);
         let what = what.unwrap_or_else(|| "its daemon to go on".into());
         Some(format!("{}: {what} (for {since})", a.phase.as_str()))
     }

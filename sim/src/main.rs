@@ -34,7 +34,7 @@ enum Command {
 fn main() -> std::process::ExitCode {
     // The rehearsal is called by K3s' name, as Skein calls K3s.
     let called = std::env::args().next().unwrap_or_default();
-    if called.ends_with("/k3s") || called.ends_with("k3s-rehearsal") {
+    if called.rsplit('/').next() == Some("k3s") {
         let args: Vec<String> = std::env::args().skip(1).collect();
         return finish(sim::rehearsal::run(&args));
     }

@@ -65,7 +65,7 @@ impl<D: Daemon> Join for Api<D> {
             .into_iter()
             .map(|w| proto::Whereabouts {
                 uuid: w.uuid.to_string(),
-            node: w.node,
+                node: w.node,
                 incarnation: w.incarnation,
                 seq: w.seq,
                 addresses: w.addresses.iter().map(ToString::to_string).collect(),

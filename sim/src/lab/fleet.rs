@@ -41,10 +41,10 @@ impl Progress {
             let cut: String = line.chars().take(100).collect();
             let _ = write!(err, "\r\x1b[2K{cut}");
             let _ = err.flush();
-        } else if text != self.last {
+        } else if without_age(text) != self.last {
             say(&line);
         }
-        text.clone_into(&mut self.last);
+        without_age(text).clone_into(&mut self.last);
     }
 
     pub(super) fn end(&self) {
@@ -52,6 +52,11 @@ impl Progress {
             say("");
         }
     }
+}
+
+/// Cuts the duration off a wait, so that a log does not repeat it each second.
+fn without_age(text: &str) -> &str {
+    text.rsplit_once(" (for ").map_or(text, |(what, _)| what)
 }
 
 /// Asks a daemon and reads its JSON.

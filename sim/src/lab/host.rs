@@ -49,7 +49,7 @@ pub(super) fn lay(lab: &Lab, h: &HostRecord) -> Result<()> {
     let kubectl = dir.join("bin/kubectl");
     write(
         &kubectl,
-        "#!/bin/sh\n[ -n \"$KUBECONFIG\" ] || [ -e \"$HOME/.kube/config\" ] || export KUBECONFIG=/etc/rancher/k3s/k3s.yaml\nexec k3s kubectl \"$@\"\n",
+        "#!/bin/sh\nfor file in \"$KUBECONFIG\" \"$HOME/.kube/config\" /etc/rancher/k3s/k3s.yaml; do\n\t[ -n \"$file\" ] && [ -e \"$file\" ] && export KUBECONFIG=\"$file\" && break\ndone\nexec k3s kubectl \"$@\"\n",
     )?;
     let _ = fs::set_permissions(
         &kubectl,
