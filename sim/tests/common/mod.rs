@@ -1,6 +1,10 @@
 //! Labs for tests: made by the very verbs that people use, one at a time, and always removed.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its part of it"
+)]
 
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
