@@ -1,10 +1,6 @@
 //! Output: tables and JSON on stdout, progress and failures on stderr. Shell.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is where the command line prints"
-)]
+#![expect(clippy::print_stderr, reason = "this is where the command line prints")]
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -14,16 +10,23 @@ use serde::Serialize;
 
 use super::{Format, Global};
 
+/// Writes to stdout; a closed pipe is the reader's wish.
+fn put(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 /// Prints a line of data.
 pub(super) fn line(text: impl std::fmt::Display) {
-    println!("{text}");
+    put(&format!(
+        "{text}
+"
+    ));
 }
 
 /// Prints text as it is.
 pub(super) fn raw(text: &str) {
-    print!("{text}");
-    // A closed pipe is the reader's wish.
-    let _ = std::io::stdout().flush();
+    put(text);
 }
 
 /// Prints a note that is no data.
@@ -53,10 +56,7 @@ pub(super) fn json(message: &impl Serialize) {
     if let Some(object) = value.as_object_mut() {
         object.insert("schema".into(), 1.into());
     }
-    println!(
-        "{}",
-        serde_json::to_string_pretty(&value).unwrap_or_default()
-    );
+    line(serde_json::to_string_pretty(&value).unwrap_or_default());
 }
 
 /// Prints JSON, or what `table` makes, as asked for.
@@ -85,7 +85,7 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) {
         );
     }
     for line in table.to_string().lines() {
-        println!("{}", line.trim_end().trim_start_matches(' '));
+        self::line(line.trim_end().trim_start_matches(' '));
     }
 }
 

@@ -30,24 +30,23 @@ pub(super) fn cut(lab: &Lab, h: &HostRecord, from: &[&HostRecord], one_way: bool
             format!("{face} \"eth0\" drop")
         } else {
             format!(
-                "ip {verb} {{ {} }} drop; ip6 {verb} {{ {} }} drop",
+                "ip {verb} {{ {} }} drop\n    ip6 {verb} {{ {} }} drop",
                 to.join(", "),
                 to6.join(", ")
             )
         }
     };
-    let mut text = format!(
-        "table inet {TABLE} {{ chain out {{ type filter hook output priority -300; {}; }} \
-         chain fwd {{ type filter hook forward priority -300; {}; }} }}\n",
-        rules("daddr", "oifname"),
-        rules("daddr", "oifname"),
-    );
+    let chain = |name: &str, hook: &str, rules: String| {
+        format!(
+            "  chain {name} {{\n    type filter hook {hook} priority -300;\n    {rules}\n  }}\n"
+        )
+    };
+    let mut chains = chain("out", "output", rules("daddr", "oifname"));
+    chains += &chain("through", "forward", rules("daddr", "oifname"));
     if !one_way {
-        text += &format!(
-            "table inet {TABLE} {{ chain in {{ type filter hook prerouting priority -400; {}; }} }}\n",
-            rules("saddr", "iifname")
-        );
+        chains += &chain("in", "prerouting", rules("saddr", "iifname"));
     }
+    let text = format!("table inet {TABLE} {{\n{chains}}}\n");
     let mut child = Command::new("ip")
         .args(["netns", "exec", &lab.netns(h), "nft", "-f", "-"])
         .stdin(Stdio::piped())

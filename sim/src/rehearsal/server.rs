@@ -66,7 +66,9 @@ pub(super) async fn run(options: &Options) -> Result<(), String> {
     let dir = options.data_dir();
     let tls = dir.join("server/tls");
     let joined = match options.get("server") {
-        Some(url) if !dir.join("server/db/etcd").exists() => Some(bootstrap(options, url, &tls).await?),
+        Some(url) if !dir.join("server/db/etcd").exists() => {
+            Some(bootstrap(options, url, &tls).await?)
+        }
         _ => None,
     };
     std::fs::create_dir_all(dir.join("server/db/etcd/member/wal")).map_err(|e| e.to_string())?;
