@@ -17,10 +17,7 @@ const PEER: &str = "/skein.v1.Peer/";
 /// A refusal that says why.
 pub fn allow(path: &str, caller: &Caller, state: &State) -> Result<String, Status> {
     let refuse = |why: String, next: &str| {
-        Err(status(
-            Code::PermissionDenied,
-            detail("forbidden", "the call was refused", why, next),
-        ))
+        Err(status(Code::PermissionDenied, detail("forbidden", "the call was refused", why, next)))
     };
     let peer = path.starts_with(PEER);
     match caller {
@@ -43,10 +40,7 @@ pub fn allow(path: &str, caller: &Caller, state: &State) -> Result<String, Statu
                     format!("operator {name} has a newer certificate than this one"),
                     "use the newer context file",
                 ),
-                None => refuse(
-                    format!("operator {name} was removed"),
-                    "skein operator add NAME",
-                ),
+                None => refuse(format!("operator {name} was removed"), "skein operator add NAME"),
             }
         }
         _ if OPEN.iter().any(|p| path.starts_with(p)) => Ok("anonymous".into()),
@@ -68,28 +62,11 @@ mod tests {
         let mut state = State::default();
         let gone = Uuid::from_u128(9);
         let name: raft_store::model::Name = "old".parse().unwrap();
-        state.retired.insert(
-            NodeId(3),
-            Retired {
-                uuid: gone,
-                name,
-                at: UnixMillis(0),
-            },
-        );
+        state.retired.insert(NodeId(3), Retired { uuid: gone, name, at: UnixMillis(0) });
         let ann: raft_store::model::Name = "ann".parse().unwrap();
         let serial = Uuid::from_u128(4);
-        state.operators.insert(
-            ann.clone(),
-            Operator {
-                name: ann,
-                serial,
-                at: UnixMillis(0),
-            },
-        );
-        let op = |serial| Caller::Operator {
-            name: "ann".into(),
-            serial,
-        };
+        state.operators.insert(ann.clone(), Operator { name: ann, serial, at: UnixMillis(0) });
+        let op = |serial| Caller::Operator { name: "ann".into(), serial };
         let status = "/skein.v1.Fleet/GetStatus";
         let peer = "/skein.v1.Peer/Call";
         assert!(allow(status, &Caller::Local, &state).is_ok());

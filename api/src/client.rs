@@ -36,13 +36,7 @@ pub struct ApiError {
 impl From<proto::ErrorDetail> for ApiError {
     fn from(d: proto::ErrorDetail) -> Self {
         let code = exit_code(&d);
-        Self {
-            what: d.what,
-            why: d.why,
-            next: d.next,
-            reason: d.reason,
-            code,
-        }
+        Self { what: d.what, why: d.why, next: d.next, reason: d.reason, code }
     }
 }
 
@@ -153,10 +147,7 @@ pub async fn redeem(
             Err(s) => return Err(s.into()),
         }
     }
-    let why = if tried.is_empty() {
-        "the ticket names no endpoint".into()
-    } else {
-        tried.join("; ")
-    };
+    let why =
+        if tried.is_empty() { "the ticket names no endpoint".into() } else { tried.join("; ") };
     Err(detail("unreachable", WHAT, why, next).into())
 }

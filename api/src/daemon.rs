@@ -26,6 +26,16 @@ pub enum CallError {
     /// The read could not be made linearizable.
     #[error(transparent)]
     Read(ReadError),
+    /// There is no leader, or no majority behind it.
+    #[error("{why}")]
+    Unavailable {
+        /// A word for programs: no_leader or no_quorum.
+        reason: &'static str,
+        /// Whether a change was asked for, rather than a look.
+        write: bool,
+        /// Who is missing, by name.
+        why: String,
+    },
     /// This node cannot serve the call yet.
     #[error("{0}")]
     NotReady(String),

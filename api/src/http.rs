@@ -42,10 +42,7 @@ async fn readyz<D: Daemon>(State(daemon): State<Arc<D>>) -> impl IntoResponse {
     };
     match why {
         None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(why) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("not ready: {why}\n"),
-        ),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
     }
 }
 
@@ -58,19 +55,11 @@ async fn status<D: Daemon>(State(daemon): State<Arc<D>>) -> impl IntoResponse {
             "no state\n".to_owned(),
         );
     };
-    let scene = Scene {
-        state: &read.state,
-        view: &view,
-        now: daemon.wall(),
-    };
+    let scene = Scene { state: &read.state, view: &view, now: daemon.wall() };
     let status = scene.status(read.applied, daemon.me());
     let mut value = serde_json::to_value(&status).unwrap_or_default();
     value["schema"] = 1.into();
-    (
-        StatusCode::OK,
-        [(header::CONTENT_TYPE, "application/json")],
-        format!("{value}\n"),
-    )
+    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], format!("{value}\n"))
 }
 
 async fn metrics<D: Daemon>(State(daemon): State<Arc<D>>) -> impl IntoResponse {
@@ -79,8 +68,7 @@ async fn metrics<D: Daemon>(State(daemon): State<Arc<D>>) -> impl IntoResponse {
     let applied = daemon.read(true).await.map_or(0, |r| r.applied);
     let mut text = String::new();
     let own = raft_metrics(&mut text, &view, applied, view.leader == Some(daemon.me()));
-    own.and_then(|()| domain_metrics(&mut text, &state, &view))
-        .unwrap_or_default();
+    own.and_then(|()| domain_metrics(&mut text, &state, &view)).unwrap_or_default();
     text.push_str(&daemon.metrics());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }
@@ -92,19 +80,11 @@ fn gauge(out: &mut String, name: &str, help: &str) -> std::fmt::Result {
 fn raft_metrics(out: &mut String, view: &FleetView, applied: u64, leads: bool) -> std::fmt::Result {
     gauge(out, "skein_raft_term", "Raft's term.")?;
     writeln!(out, "skein_raft_term {}", view.term)?;
-    gauge(
-        out,
-        "skein_raft_applied_index",
-        "The log index that this node has applied.",
-    )?;
+    gauge(out, "skein_raft_applied_index", "The log index that this node has applied.")?;
     writeln!(out, "skein_raft_applied_index {applied}")?;
     gauge(out, "skein_raft_leader", "1 on the leader.")?;
     writeln!(out, "skein_raft_leader {}", u8::from(leads))?;
-    gauge(
-        out,
-        "skein_raft_quorum",
-        "1 while a majority of the voters answers.",
-    )?;
+    gauge(out, "skein_raft_quorum", "1 while a majority of the voters answers.")?;
     writeln!(out, "skein_raft_quorum {}", u8::from(view.quorum))
 }
 
@@ -113,16 +93,9 @@ fn domain_metrics(
     state: &raft_store::model::State,
     view: &FleetView,
 ) -> std::fmt::Result {
-    gauge(
-        out,
-        "skein_node_up",
-        "1 for nodes that the leader hears, 0 for lost ones.",
-    )?;
+    gauge(out, "skein_node_up", "1 for nodes that the leader hears, 0 for lost ones.")?;
     for node in state.nodes.values() {
-        let health = view
-            .nodes
-            .get(&node.id)
-            .map_or(Health::Unknown, |n| n.health);
+        let health = view.nodes.get(&node.id).map_or(Health::Unknown, |n| n.health);
         if health != Health::Unknown {
             writeln!(
                 out,

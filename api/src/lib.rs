@@ -29,13 +29,7 @@ pub mod transport;
 pub mod view;
 
 /// Messages and services of `skein.v1`.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    unused_qualifications,
-    clippy::all,
-    clippy::too_many_lines
-)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::too_many_lines)]
 pub mod proto {
     tonic::include_proto!("skein.v1");
 

@@ -29,10 +29,7 @@ pub struct PkiError {
 }
 
 fn error(what: &'static str) -> impl FnOnce(rcgen::Error) -> PkiError {
-    move |e| PkiError {
-        what,
-        why: e.to_string(),
-    }
+    move |e| PkiError { what, why: e.to_string() }
 }
 
 /// A certificate and its private key, PEM.
@@ -97,19 +94,12 @@ pub fn make_ca(fleet: Uuid, now_s: u64) -> Result<KeyAndCert, PkiError> {
     let key_pem = make_key()?;
     let key = KeyPair::from_pem(&key_pem).map_err(error("the authority's key is unreadable"))?;
     let mut params = CertificateParams::default();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("skein fleet {fleet}"));
+    params.distinguished_name.push(DnType::CommonName, format!("skein fleet {fleet}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     validity(&mut params, now_s, CA_DAYS);
-    let cert = params
-        .self_signed(&key)
-        .map_err(error("the authority was not made"))?;
-    Ok(KeyAndCert {
-        cert_pem: cert.pem(),
-        key_pem,
-    })
+    let cert = params.self_signed(&key).map_err(error("the authority was not made"))?;
+    Ok(KeyAndCert { cert_pem: cert.pem(), key_pem })
 }
 
 /// Makes a certificate request for a key; names in it are ignored by the signer.
@@ -153,9 +143,7 @@ impl Authority {
         let mut csr = CertificateSigningRequestParams::from_pem(csr_pem).map_err(error(BAD))?;
         // Only the key is taken from the request; what is certified is decided here.
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, names[0].clone());
+        params.distinguished_name.push(DnType::CommonName, names[0].clone());
         let san = |n: &String| n.as_str().try_into().map(SanType::DnsName);
         let names: Result<Vec<SanType>, rcgen::Error> = names.iter().map(san).collect();
         params.subject_alt_names = names.map_err(error(BAD))?;
@@ -163,15 +151,11 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if server {
-            params
-                .extended_key_usages
-                .push(ExtendedKeyUsagePurpose::ServerAuth);
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         validity(&mut params, now_s, LEAF_DAYS);
         csr.params = params;
-        let cert = csr
-            .signed_by(&self.issuer)
-            .map_err(error("the certificate was not signed"))?;
+        let cert = csr.signed_by(&self.issuer).map_err(error("the certificate was not signed"))?;
         Ok(cert.pem())
     }
 
@@ -186,13 +170,7 @@ impl Authority {
         uuid: Uuid,
         now_s: u64,
     ) -> Result<String, PkiError> {
-        self.sign(
-            csr_pem,
-            vec![node_name(uuid), fleet_name(fleet)],
-            true,
-            uuid,
-            now_s,
-        )
+        self.sign(csr_pem, vec![node_name(uuid), fleet_name(fleet)], true, uuid, now_s)
     }
 
     /// Certifies an operator's key.
@@ -206,13 +184,7 @@ impl Authority {
         serial: Uuid,
         now_s: u64,
     ) -> Result<String, PkiError> {
-        self.sign(
-            csr_pem,
-            vec![format!("{name}.operator.skein")],
-            false,
-            serial,
-            now_s,
-        )
+        self.sign(csr_pem, vec![format!("{name}.operator.skein")], false, serial, now_s)
     }
 }
 
@@ -221,10 +193,8 @@ impl Authority {
 /// # Errors
 /// When the text holds no certificate.
 pub fn fingerprint(cert_pem: &str) -> Result<[u8; 32], PkiError> {
-    let der = CertificateDer::from_pem_slice(cert_pem.as_bytes()).map_err(|e| PkiError {
-        what: "the certificate is unreadable",
-        why: e.to_string(),
-    })?;
+    let der = CertificateDer::from_pem_slice(cert_pem.as_bytes())
+        .map_err(|e| PkiError { what: "the certificate is unreadable", why: e.to_string() })?;
     Ok(fingerprint_der(&der))
 }
 
@@ -246,17 +216,11 @@ pub fn caller(der: &[u8]) -> Caller {
         let x509_parser::extensions::GeneralName::DNSName(name) = name else {
             continue;
         };
-        if let Some(uuid) = name
-            .strip_suffix(".node.skein")
-            .and_then(|u| u.parse().ok())
-        {
+        if let Some(uuid) = name.strip_suffix(".node.skein").and_then(|u| u.parse().ok()) {
             return Caller::Node(uuid);
         }
         if let Some(name) = name.strip_suffix(".operator.skein") {
-            return Caller::Operator {
-                name: name.to_owned(),
-                serial,
-            };
+            return Caller::Operator { name: name.to_owned(), serial };
         }
     }
     Caller::Anonymous
@@ -277,9 +241,7 @@ mod tests {
     const NOW: u64 = 1_800_000_000;
 
     fn der(pem: &str) -> Vec<u8> {
-        CertificateDer::from_pem_slice(pem.as_bytes())
-            .unwrap()
-            .to_vec()
+        CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec()
     }
 
     #[test]
@@ -294,20 +256,11 @@ mod tests {
         assert_eq!(caller(&der(&node)), Caller::Node(uuid));
         for serial in [Uuid::from_u128(3), Uuid::from_u128(u128::MAX)] {
             let op = authority.sign_operator(&csr, "ann", serial, NOW).unwrap();
-            assert_eq!(
-                caller(&der(&op)),
-                Caller::Operator {
-                    name: "ann".into(),
-                    serial
-                }
-            );
+            assert_eq!(caller(&der(&op)), Caller::Operator { name: "ann".into(), serial });
         }
         assert_eq!(caller(&der(&ca.cert_pem)), Caller::Anonymous);
         assert_eq!(caller(b"junk"), Caller::Anonymous);
         assert!(authority.sign_node("junk", fleet, uuid, NOW).is_err());
-        assert_eq!(
-            fingerprint(&ca.cert_pem).unwrap(),
-            fingerprint_der(&der(&ca.cert_pem))
-        );
+        assert_eq!(fingerprint(&ca.cert_pem).unwrap(), fingerprint_der(&der(&ca.cert_pem)));
     }
 }

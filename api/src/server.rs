@@ -98,9 +98,7 @@ pub async fn serve_tls<D: Daemon>(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
 ) -> Result<(), tonic::transport::Error> {
-    routes(daemon)
-        .serve_with_incoming(handshakes(listener, tls))
-        .await
+    routes(daemon).serve_with_incoming(handshakes(listener, tls)).await
 }
 
 /// Serves the API on the local socket until dropped.
@@ -191,7 +189,5 @@ fn handshakes(
 
 fn identify(stream: &TlsStream<TcpStream>) -> Caller {
     let certs = stream.get_ref().1.peer_certificates();
-    certs
-        .and_then(<[_]>::first)
-        .map_or(Caller::Anonymous, |c| caller(c))
+    certs.and_then(<[_]>::first).map_or(Caller::Anonymous, |c| caller(c))
 }

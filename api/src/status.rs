@@ -36,29 +36,17 @@ pub fn detail(
     why: impl Into<String>,
     next: impl Into<String>,
 ) -> ErrorDetail {
-    ErrorDetail {
-        what: what.into(),
-        why: why.into(),
-        next: next.into(),
-        reason: reason.into(),
-    }
+    ErrorDetail { what: what.into(), why: why.into(), next: next.into(), reason: reason.into() }
 }
 
 /// Refuses a malformed request.
 pub fn invalid(what: impl Into<String>, why: impl Into<String>) -> Status {
-    status(
-        Code::InvalidArgument,
-        detail("invalid", what, why, "see the command's --help"),
-    )
+    status(Code::InvalidArgument, detail("invalid", what, why, "see the command's --help"))
 }
 
 /// Refuses a name that is not known.
 pub fn not_found(what: &str, name: &str, known: &[String]) -> Status {
-    let known = if known.is_empty() {
-        "none".to_owned()
-    } else {
-        known.join(", ")
-    };
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
     let detail = detail(
         "not_found",
         format!("{what} {name} was not found"),
@@ -116,6 +104,9 @@ pub fn from_call(e: CallError) -> Status {
                 detail("not_ready", "this node cannot serve the call", why, next),
             )
         }
+        CallError::Unavailable { reason, write, why } => {
+            down(reason, if write { WRITE } else { READ }, why)
+        }
         CallError::Propose(e @ ProposeError::NoQuorum { .. }) => {
             down("no_quorum", WRITE, e.to_string())
         }
@@ -125,10 +116,7 @@ pub fn from_call(e: CallError) -> Status {
         CallError::Propose(e @ ProposeError::Timeout(_)) => timed_out(e.to_string()),
         CallError::Propose(e @ (ProposeError::Stopped(_) | ProposeError::Refused(_))) => {
             let next = "restart the daemon on this machine, or ask another node";
-            status(
-                Code::Internal,
-                detail("stopped", WRITE, e.to_string(), next),
-            )
+            status(Code::Internal, detail("stopped", WRITE, e.to_string(), next))
         }
         CallError::Read(e @ ReadError::NoQuorum { .. }) => down("no_quorum", READ, e.to_string()),
         CallError::Read(e @ ReadError::NoLeader { .. }) => down("no_leader", READ, e.to_string()),
@@ -138,17 +126,10 @@ pub fn from_call(e: CallError) -> Status {
 
 /// Reads the detail of a status; a status of somebody else gets one from its code and message.
 pub fn read_detail(s: &Status) -> ErrorDetail {
-    let ours = ErrorDetail::decode(s.details())
-        .ok()
-        .filter(|d| !d.what.is_empty());
+    let ours = ErrorDetail::decode(s.details()).ok().filter(|d| !d.what.is_empty());
     ours.unwrap_or_else(|| {
         let next = "see whether the daemon runs there: skein status";
-        detail(
-            "transport",
-            "the call failed",
-            format!("{:?}: {}", s.code(), s.message()),
-            next,
-        )
+        detail("transport", "the call failed", format!("{:?}: {}", s.code(), s.message()), next)
     })
 }
 
@@ -173,10 +154,7 @@ mod tests {
         let r = Rejection::new(RejectCode::Guarded, "a", "b", "c");
         let s = from_rejection(r);
         let d = read_detail(&s);
-        assert_eq!(
-            (d.what.as_str(), d.why.as_str(), d.next.as_str()),
-            ("a", "b", "c")
-        );
+        assert_eq!((d.what.as_str(), d.why.as_str(), d.next.as_str()), ("a", "b", "c"));
         assert_eq!(exit_code(&d), 4);
         let foreign = read_detail(&Status::unknown("x"));
         assert_eq!(foreign.reason, "transport");

@@ -84,15 +84,9 @@ impl FromStr for JoinTicket {
             let other_version = s
                 .strip_prefix("skein")
                 .is_some_and(|r| r.starts_with(|c: char| c.is_ascii_digit()));
-            return Err(if other_version {
-                TicketError::Newer
-            } else {
-                TicketError::Foreign
-            });
+            return Err(if other_version { TicketError::Newer } else { TicketError::Foreign });
         };
-        let bytes = URL_SAFE_NO_PAD
-            .decode(body)
-            .map_err(|_| TicketError::Damaged)?;
+        let bytes = URL_SAFE_NO_PAD.decode(body).map_err(|_| TicketError::Damaged)?;
         let cut = bytes.len().checked_sub(4).ok_or(TicketError::Damaged)?;
         let (json, sum) = bytes.split_at(cut);
         if Sha256::digest(json)[..4] != *sum {
@@ -114,12 +108,8 @@ mod bytes32 {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<[u8; 32], D::Error> {
         let text = String::deserialize(d)?;
-        let bytes = URL_SAFE_NO_PAD
-            .decode(text)
-            .map_err(serde::de::Error::custom)?;
-        bytes
-            .try_into()
-            .map_err(|_| serde::de::Error::custom("32 bytes are wanted"))
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(serde::de::Error::custom)?;
+        bytes.try_into().map_err(|_| serde::de::Error::custom("32 bytes are wanted"))
     }
 }
 
@@ -133,10 +123,7 @@ mod tests {
             id: 12,
             secret: [7; 32],
             fingerprint: [9; 32],
-            endpoints: vec![
-                "10.0.0.1:7443".parse().unwrap(),
-                "[fd00::1]:7443".parse().unwrap(),
-            ],
+            endpoints: vec!["10.0.0.1:7443".parse().unwrap(), "[fd00::1]:7443".parse().unwrap()],
         }
     }
 
@@ -158,9 +145,6 @@ mod tests {
         }
         assert_eq!("hello".parse::<JoinTicket>(), Err(TicketError::Foreign));
         assert_eq!("skein2.abc".parse::<JoinTicket>(), Err(TicketError::Newer));
-        assert_eq!(
-            text[..text.len() - 3].parse::<JoinTicket>(),
-            Err(TicketError::Damaged)
-        );
+        assert_eq!(text[..text.len() - 3].parse::<JoinTicket>(), Err(TicketError::Damaged));
     }
 }

@@ -57,9 +57,7 @@ impl Papers {
     /// The leaf and the authority: the latter goes along, so that joiners can check its fingerprint.
     fn chain(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let both = format!("{}\n{}", self.cert_pem, self.ca_pem);
-        CertificateDer::pem_slice_iter(both.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(error)
+        CertificateDer::pem_slice_iter(both.as_bytes()).collect::<Result<_, _>>().map_err(error)
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
@@ -107,10 +105,7 @@ impl Papers {
 /// # Errors
 /// When the provider does not fit.
 pub fn join_client(fingerprint: [u8; 32]) -> Result<Arc<ClientConfig>, TlsError> {
-    let verifier = Pinned {
-        fingerprint,
-        provider: provider(),
-    };
+    let verifier = Pinned { fingerprint, provider: provider() };
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(error)?
@@ -137,9 +132,7 @@ impl ServerCertVerifier for Pinned {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let authority = intermediates
-            .iter()
-            .find(|c| fingerprint_der(c) == self.fingerprint);
+        let authority = intermediates.iter().find(|c| fingerprint_der(c) == self.fingerprint);
         let authority =
             authority.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
         let mut roots = RootCertStore::empty();
@@ -171,8 +164,6 @@ impl ServerCertVerifier for Pinned {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

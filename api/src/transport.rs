@@ -105,10 +105,7 @@ pub(crate) fn chain(e: &dyn std::error::Error) -> String {
 impl PeerPool {
     /// Makes a pool that shows our certificate.
     pub fn new(tls: Arc<ClientConfig>) -> Self {
-        Self {
-            tls,
-            channels: Arc::default(),
-        }
+        Self { tls, channels: Arc::default() }
     }
 
     fn channels(&self) -> MutexGuard<'_, BTreeMap<Key, (SocketAddr, Channel)>> {
@@ -132,10 +129,7 @@ impl PeerPool {
             let mut client = PeerClient::new(channel)
                 .max_decoding_message_size(FRAME_MAX)
                 .max_encoding_message_size(FRAME_MAX);
-            let frame = Frame {
-                kind,
-                body: body.to_vec(),
-            };
+            let frame = Frame { kind, body: body.to_vec() };
             client.call(frame).await.map_err(|s| match s.code() {
                 tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled => {
                     PeerError::Unreachable(s.message().to_owned())
@@ -177,10 +171,7 @@ impl PeerPool {
             let channel = connect(address, fleet_name(fleet), self.tls.clone())
                 .await
                 .map_err(PeerError::Unreachable)?;
-            let frame = Frame {
-                kind,
-                body: body.to_vec(),
-            };
+            let frame = Frame { kind, body: body.to_vec() };
             let answer = PeerClient::new(channel).call(frame).await;
             answer.map_err(|s| PeerError::Refused(s.message().to_owned()))
         };
@@ -212,16 +203,12 @@ impl PeerPool {
         let attempts = addresses.iter().map(|a| {
             let (tls, name, a) = (self.tls.clone(), node_name(to), *a);
             Box::pin(async move {
-                connect(a, name, tls)
-                    .await
-                    .map(|c| (a, c))
-                    .map_err(|e| format!("{a}: {e}"))
+                connect(a, name, tls).await.map(|c| (a, c)).map_err(|e| format!("{a}: {e}"))
             })
         });
         match futures::future::select_ok(attempts).await {
             Ok(((address, channel), _)) => {
-                self.channels()
-                    .insert((to, lane), (address, channel.clone()));
+                self.channels().insert((to, lane), (address, channel.clone()));
                 Ok(channel)
             }
             Err(e) => Err(PeerError::Unreachable(e)),

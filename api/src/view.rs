@@ -33,10 +33,7 @@ pub fn age(since: UnixMillis, now: UnixMillis) -> String {
 
 impl Scene<'_> {
     fn health(&self, id: NodeId) -> Health {
-        self.view
-            .nodes
-            .get(&id)
-            .map_or(Health::Unknown, |n| n.health)
+        self.view.nodes.get(&id).map_or(Health::Unknown, |n| n.health)
     }
 
     fn api_ready(&self, id: NodeId) -> Option<bool> {
@@ -125,21 +122,13 @@ impl Scene<'_> {
             role: n.assignment.as_ref().map_or("", |a| a.role.module()).into(),
             overlay: overlay(n),
             raft: self.raft_role(n.id).into(),
-            cluster: self
-                .state
-                .cluster_of(n)
-                .map(|c| c.name.to_string())
-                .unwrap_or_default(),
+            cluster: self.state.cluster_of(n).map(|c| c.name.to_string()).unwrap_or_default(),
             waiting_for: self.node_waits(n).into_iter().next().unwrap_or_default(),
         }
     }
 
     fn raft_role(&self, id: NodeId) -> &'static str {
-        if self.view.voters.contains(&id) {
-            "voter"
-        } else {
-            "learner"
-        }
+        if self.view.voters.contains(&id) { "voter" } else { "learner" }
     }
 
     /// Returns one node with everything.
@@ -151,29 +140,13 @@ impl Scene<'_> {
             uuid: n.uuid.to_string(),
             state: self.node_state(n).into(),
             role: a.map_or("", |a| a.role.module()).into(),
-            cluster: self
-                .state
-                .cluster_of(n)
-                .map(|c| c.name.to_string())
-                .unwrap_or_default(),
-            phase: a
-                .map_or("", |a| {
-                    if a.leaving {
-                        "leaving"
-                    } else {
-                        a.phase.as_str()
-                    }
-                })
-                .into(),
+            cluster: self.state.cluster_of(n).map(|c| c.name.to_string()).unwrap_or_default(),
+            phase: a.map_or("", |a| if a.leaving { "leaving" } else { a.phase.as_str() }).into(),
             overlay: overlay(n),
             endpoints,
             raft: self.raft_role(n.id).into(),
             version: a.and_then(|a| a.version.clone()).unwrap_or_default(),
-            pod_cidrs: a
-                .iter()
-                .flat_map(|a| &a.pods.cidrs)
-                .map(ToString::to_string)
-                .collect(),
+            pod_cidrs: a.iter().flat_map(|a| &a.pods.cidrs).map(ToString::to_string).collect(),
             drain: n.drain.as_ref().map_or("", |d| d.step.as_str()).into(),
             waiting_for: self.node_waits(n),
             skein_version: report.map(|r| r.version.clone()).unwrap_or_default(),
@@ -199,14 +172,9 @@ impl Scene<'_> {
     }
 
     fn members(&self, c: &Cluster, role: Role) -> Vec<proto::ClusterMember> {
-        let all = self
-            .state
-            .nodes
-            .values()
-            .filter_map(|n| Some((n, n.assignment.as_ref()?)));
-        let mut all: Vec<_> = all
-            .filter(|(_, a)| a.cluster == Some(c.id) && a.role == role)
-            .collect();
+        let all = self.state.nodes.values().filter_map(|n| Some((n, n.assignment.as_ref()?)));
+        let mut all: Vec<_> =
+            all.filter(|(_, a)| a.cluster == Some(c.id) && a.role == role).collect();
         all.sort_by_key(|(_, a)| a.order);
         all.into_iter()
             .map(|(n, a)| proto::ClusterMember {
@@ -265,12 +233,7 @@ impl Scene<'_> {
             name: c.name.to_string(),
             status: self.cluster_word(c).into(),
             endpoint: c.endpoint.clone().unwrap_or_default(),
-            vip: self
-                .state
-                .vips
-                .get(&c.vip)
-                .map(|v| v.name.to_string())
-                .unwrap_or_default(),
+            vip: self.state.vips.get(&c.vip).map(|v| v.name.to_string()).unwrap_or_default(),
             node_count: u32::try_from(servers.len() + workers.len()).unwrap_or(0),
             tolerates: self.tolerates(c),
             waiting_for: self.cluster_waits(c),
@@ -286,25 +249,13 @@ impl Scene<'_> {
     }
 
     fn cluster_waits(&self, c: &Cluster) -> Vec<String> {
-        let of = |n: &&Node| {
-            n.assignment
-                .as_ref()
-                .is_some_and(|a| a.cluster == Some(c.id))
-        };
+        let of = |n: &&Node| n.assignment.as_ref().is_some_and(|a| a.cluster == Some(c.id));
         let nodes = self.state.nodes.values().filter(of);
         let mut waits: Vec<String> = nodes
-            .filter_map(|n| {
-                Some(format!(
-                    "{}: {}",
-                    n.name,
-                    self.node_waits(n).into_iter().next()?
-                ))
-            })
+            .filter_map(|n| Some(format!("{}: {}", n.name, self.node_waits(n).into_iter().next()?)))
             .collect();
         waits.extend(
-            c.ghosts
-                .iter()
-                .map(|g| format!("the former node {g} to be removed from Kubernetes")),
+            c.ghosts.iter().map(|g| format!("the former node {g} to be removed from Kubernetes")),
         );
         waits
     }
@@ -320,36 +271,18 @@ impl Scene<'_> {
             term: self.view.term,
             applied,
             voters: self.view.voters.iter().map(|id| name(*id)).collect(),
-            nodes: self
-                .state
-                .nodes
-                .values()
-                .map(|n| self.node_status(n))
-                .collect(),
+            nodes: self.state.nodes.values().map(|n| self.node_status(n)).collect(),
             problems,
             served_by: name(me),
-            clusters: self
-                .state
-                .clusters
-                .values()
-                .map(|c| self.cluster_status(c))
-                .collect(),
-            vips: self
-                .state
-                .vips
-                .values()
-                .map(|v| self.vip_status(v))
-                .collect(),
+            clusters: self.state.clusters.values().map(|c| self.cluster_status(c)).collect(),
+            vips: self.state.vips.values().map(|v| self.vip_status(v)).collect(),
         }
     }
 
     fn cluster_status(&self, c: &Cluster) -> proto::ClusterStatus {
         let count = |members: &[proto::ClusterMember]| {
             let ready = members.iter().filter(|m| m.status == "ready").count();
-            (
-                u32::try_from(ready).unwrap_or(0),
-                u32::try_from(members.len()).unwrap_or(0),
-            )
+            (u32::try_from(ready).unwrap_or(0), u32::try_from(members.len()).unwrap_or(0))
         };
         let (servers_ready, servers) = count(&self.members(c, Role::K3sServer));
         let (workers_ready, workers) = count(&self.members(c, Role::K3sAgent));
@@ -377,12 +310,8 @@ impl Scene<'_> {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.view.leader.is_none() || !self.view.quorum {
-            let voters: Vec<String> = self
-                .view
-                .voters
-                .iter()
-                .map(|v| self.state.name_of(*v))
-                .collect();
+            let voters: Vec<String> =
+                self.view.voters.iter().map(|v| self.state.name_of(*v)).collect();
             problems.push(format!(
                 "no quorum: a majority of the voters ({}) does not answer; nothing can be changed, the overlay keeps its last state",
                 voters.join(", ")
@@ -449,11 +378,8 @@ impl Scene<'_> {
             .map(|(n, _)| {
                 let reason = self.refusal(v, n);
                 let eligible = reason.is_none();
-                let said = if v.holder == Some(n.id) {
-                    "holds it".to_owned()
-                } else {
-                    String::new()
-                };
+                let said =
+                    if v.holder == Some(n.id) { "holds it".to_owned() } else { String::new() };
                 let candidate = proto::VipCandidate {
                     node: n.name.to_string(),
                     eligible,
@@ -479,8 +405,5 @@ impl Scene<'_> {
 }
 
 fn overlay(n: &Node) -> Vec<String> {
-    n.networks
-        .values()
-        .flat_map(|a| [a.v6.to_string(), a.v4.to_string()])
-        .collect()
+    n.networks.values().flat_map(|a| [a.v6.to_string(), a.v4.to_string()]).collect()
 }

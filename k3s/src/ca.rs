@@ -13,13 +13,8 @@ use zeroize::Zeroizing;
 use crate::secret::Secret;
 
 /// K3s' authorities, as paths below `server/tls` without suffix.
-const AUTHORITIES: [&str; 5] = [
-    "server-ca",
-    "client-ca",
-    "request-header-ca",
-    "etcd/peer-ca",
-    "etcd/server-ca",
-];
+const AUTHORITIES: [&str; 5] =
+    ["server-ca", "client-ca", "request-header-ca", "etcd/peer-ca", "etcd/server-ca"];
 const DAY_S: i64 = 86_400;
 const LIFE_DAYS: i64 = 20 * 365;
 
@@ -62,26 +57,15 @@ pub fn make_cluster_ca(cluster: &str, now: i64) -> Result<CaBundle, CaError> {
     for name in AUTHORITIES {
         let common = format!("k3s-{}@{now}", name.replace('/', "-"));
         let signed = Signer::new(&common, now, Some(&middle))?;
-        let alone = signed
-            .params
-            .self_signed(&signed.key)
-            .map_err(failed)?
-            .pem();
+        let alone = signed.params.self_signed(&signed.key).map_err(failed)?.pem();
         authorities.push(Authority {
             name: name.to_owned(),
             key: sec1(&signed.key)?,
-            chain: format!(
-                "{}{}{}",
-                signed.certificate, middle.certificate, root.certificate
-            ),
+            chain: format!("{}{}{}", signed.certificate, middle.certificate, root.certificate),
             alone,
         });
     }
-    Ok(CaBundle {
-        authorities,
-        root_key: sec1(&root.key)?,
-        root_certificate: root.certificate,
-    })
+    Ok(CaBundle { authorities, root_key: sec1(&root.key)?, root_certificate: root.certificate })
 }
 
 impl CaBundle {
@@ -89,15 +73,8 @@ impl CaBundle {
     pub fn files(&self, chained: bool) -> Vec<(PathBuf, Secret)> {
         let mut files = Vec::new();
         for authority in &self.authorities {
-            let certificate = if chained {
-                &authority.chain
-            } else {
-                &authority.alone
-            };
-            files.push((
-                PathBuf::from(format!("{}.key", authority.name)),
-                authority.key.clone(),
-            ));
+            let certificate = if chained { &authority.chain } else { &authority.alone };
+            files.push((PathBuf::from(format!("{}.key", authority.name)), authority.key.clone()));
             files.push((
                 PathBuf::from(format!("{}.crt", authority.name)),
                 Secret::new(certificate.clone()),
@@ -124,9 +101,7 @@ struct Signer {
 impl Signer {
     fn new(common_name: &str, now: i64, by: Option<&Self>) -> Result<Self, CaError> {
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, common_name);
+        params.distinguished_name.push(DnType::CommonName, common_name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
@@ -144,11 +119,7 @@ impl Signer {
             }
         };
         let certificate = certificate.map_err(failed)?.pem();
-        Ok(Self {
-            params,
-            key,
-            certificate,
-        })
+        Ok(Self { params, key, certificate })
     }
 }
 
@@ -163,13 +134,10 @@ fn failed(error: rcgen::Error) -> CaError {
 /// The key as SEC 1 (RFC 5915), the form that every release reads: version, scalar, curve, public point.
 fn sec1(key: &KeyPair) -> Result<Secret, CaError> {
     const BEFORE: [u8; 5] = [0x02, 0x01, 0x01, 0x04, 0x20];
-    const CURVE: [u8; 12] = [
-        0xa0, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07,
-    ];
+    const CURVE: [u8; 12] =
+        [0xa0, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
     let outer = Zeroizing::new(key.serialize_der());
-    let at = outer
-        .windows(BEFORE.len())
-        .position(|window| window == BEFORE);
+    let at = outer.windows(BEFORE.len()).position(|window| window == BEFORE);
     let scalar = at
         .and_then(|at| outer.get(at + 5..at + 37))
         .ok_or_else(|| CaError("a key of unknown shape".into()))?;
@@ -206,13 +174,7 @@ mod tests {
         let bundle = make_cluster_ca("lab", 1_795_000_000).unwrap();
         for chained in [true, false] {
             let files = bundle.files(chained);
-            assert_eq!(
-                files
-                    .iter()
-                    .map(|(path, _)| path.clone())
-                    .collect::<Vec<_>>(),
-                paths()
-            );
+            assert_eq!(files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>(), paths());
             for (path, content) in files {
                 if path.extension().is_some_and(|suffix| suffix == "key") {
                     let key = PrivateKeyDer::from_pem_slice(content.expose().as_bytes()).unwrap();

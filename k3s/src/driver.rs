@@ -26,11 +26,7 @@ pub struct Driver<H> {
 impl<H: Host> Driver<H> {
     /// A driver that knows nothing yet about the host.
     pub fn new(host: H) -> Self {
-        Self {
-            host,
-            health: None,
-            ready_once: false,
-        }
+        Self { host, health: None, ready_once: false }
     }
 
     /// The host, for what goes beside turns.
@@ -84,41 +80,21 @@ impl<H: Host> Driver<H> {
             Probe::Ready => (Some(true), "ready".to_owned()),
             Probe::NotReady(why) => (Some(false), why.clone()),
         };
-        let since = self
-            .health
-            .as_ref()
-            .filter(|last| last.ready == ready)
-            .map_or(now, |last| last.since);
-        let health = Health {
-            ready,
-            since,
-            detail,
-        };
+        let since =
+            self.health.as_ref().filter(|last| last.ready == ready).map_or(now, |last| last.since);
+        let health = Health { ready, since, detail };
         self.health = Some(health.clone());
         health
     }
 
     fn blind(&mut self, error: &HostError, now: Instant) -> Turn {
-        let since = self
-            .health
-            .as_ref()
-            .filter(|last| last.ready.is_none())
-            .map_or(now, |last| last.since);
-        let health = Health {
-            ready: None,
-            since,
-            detail: error.to_string(),
-        };
+        let since =
+            self.health.as_ref().filter(|last| last.ready.is_none()).map_or(now, |last| last.since);
+        let health = Health { ready: None, since, detail: error.to_string() };
         self.health = Some(health.clone());
         Turn {
-            phase: if self.ready_once {
-                Phase::Degraded
-            } else {
-                Phase::Installing
-            },
-            waiting_for: Some(format!(
-                "this host cannot be looked at: {error}; trying again"
-            )),
+            phase: if self.ready_once { Phase::Degraded } else { Phase::Installing },
+            waiting_for: Some(format!("this host cannot be looked at: {error}; trying again")),
             version: None,
             captured: None,
             health,
@@ -136,15 +112,9 @@ fn captured(spec: &Spec, seen: &Observed) -> Option<Captured> {
         return None;
     }
     let found = &seen.credentials;
-    let server_token = Token::parse(found.server_token.as_ref()?.expose())
-        .ok()?
-        .text();
-    let agent_token = agent_token(
-        found.agent_token.as_ref(),
-        &server_token,
-        run.agent_token.as_ref(),
-    )
-    .ok()?;
+    let server_token = Token::parse(found.server_token.as_ref()?.expose()).ok()?.text();
+    let agent_token =
+        agent_token(found.agent_token.as_ref(), &server_token, run.agent_token.as_ref()).ok()?;
     Some(Captured {
         agent_token,
         kubeconfig: found.kubeconfig.clone()?,

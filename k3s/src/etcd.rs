@@ -24,11 +24,7 @@ pub enum EtcdError {
     NoMember(String),
     /// A call failed.
     #[error("etcd at {endpoint} did not answer {call}: {detail}")]
-    Call {
-        endpoint: String,
-        call: &'static str,
-        detail: String,
-    },
+    Call { endpoint: String, call: &'static str, detail: String },
 }
 
 /// A member of the etcd cluster.
@@ -53,10 +49,7 @@ pub struct Member {
 impl Member {
     /// Whether it belongs to the Kubernetes node `node`.
     pub fn is_node(&self, node: &str) -> bool {
-        let suffix = self
-            .name
-            .strip_prefix(node)
-            .and_then(|rest| rest.strip_prefix('-'));
+        let suffix = self.name.strip_prefix(node).and_then(|rest| rest.strip_prefix('-'));
         suffix.is_some_and(|suffix| {
             suffix.len() == 8 && suffix.bytes().all(|byte| byte.is_ascii_hexdigit())
         })
@@ -101,31 +94,22 @@ impl Etcd {
     pub async fn members(&self) -> Result<Vec<Member>, EtcdError> {
         let status = self.status(LOCAL).await?;
         let request = wire::MemberListRequest { linearizable: true };
-        let list: wire::MemberListResponse = self
-            .call(LOCAL, "/etcdserverpb.Cluster/MemberList", request)
-            .await?;
+        let list: wire::MemberListResponse =
+            self.call(LOCAL, "/etcdserverpb.Cluster/MemberList", request).await?;
         let local = status.header.as_ref().map_or(0, |header| header.member_id);
-        Ok(list
-            .members
-            .into_iter()
-            .map(|member| listed(member, status.leader, local))
-            .collect())
+        Ok(list.members.into_iter().map(|member| listed(member, status.leader, local)).collect())
     }
 
     /// Whether this server's member leads. Asks this member only, so it answers without a quorum too.
     pub async fn is_leader(&self) -> Result<bool, EtcdError> {
         let status = self.status(LOCAL).await?;
         Ok(status.leader != 0
-            && status
-                .header
-                .is_some_and(|header| header.member_id == status.leader))
+            && status.header.is_some_and(|header| header.member_id == status.leader))
     }
 
     /// Whether this member follows or is a leader, and complains of nothing.
     pub async fn healthy(&self) -> Result<bool, EtcdError> {
-        self.status(LOCAL)
-            .await
-            .map(|status| status.leader != 0 && status.errors.is_empty())
+        self.status(LOCAL).await.map(|status| status.leader != 0 && status.errors.is_empty())
     }
 
     /// Hands the leadership to the healthy voter that has applied most, if this server leads.
@@ -144,10 +128,7 @@ impl Etcd {
                 continue;
             };
             let wanted = !avoid.iter().any(|node| member.is_node(node));
-            if best
-                .as_ref()
-                .is_none_or(|(rank, _)| (wanted, applied) > *rank)
-            {
+            if best.as_ref().is_none_or(|(rank, _)| (wanted, applied) > *rank) {
                 best = Some(((wanted, applied), member));
             }
         }
@@ -155,9 +136,8 @@ impl Etcd {
             return Ok(HandOver::NoCandidate);
         };
         let request = wire::MoveLeaderRequest { target_id: to.id };
-        let _: wire::MoveLeaderResponse = self
-            .call(LOCAL, "/etcdserverpb.Maintenance/MoveLeader", request)
-            .await?;
+        let _: wire::MoveLeaderResponse =
+            self.call(LOCAL, "/etcdserverpb.Maintenance/MoveLeader", request).await?;
         Ok(HandOver::Moved { to: to.name })
     }
 
@@ -166,18 +146,13 @@ impl Etcd {
     /// K3s does so itself when the Node object is deleted. This is for a server that never became a Node.
     /// etcd refuses (`unhealthy cluster`) until all members have been connected for five seconds: try again.
     pub async fn leave(&self, node: &str) -> Result<bool, EtcdError> {
-        let Some(member) = self
-            .members()
-            .await?
-            .into_iter()
-            .find(|member| member.is_node(node))
+        let Some(member) = self.members().await?.into_iter().find(|member| member.is_node(node))
         else {
             return Ok(false);
         };
         let request = wire::MemberRemoveRequest { id: member.id };
-        let _: wire::MemberRemoveResponse = self
-            .call(LOCAL, "/etcdserverpb.Cluster/MemberRemove", request)
-            .await?;
+        let _: wire::MemberRemoveResponse =
+            self.call(LOCAL, "/etcdserverpb.Cluster/MemberRemove", request).await?;
         Ok(true)
     }
 
@@ -193,12 +168,7 @@ impl Etcd {
     }
 
     async fn status(&self, endpoint: &str) -> Result<wire::StatusResponse, EtcdError> {
-        self.call(
-            endpoint,
-            "/etcdserverpb.Maintenance/Status",
-            wire::StatusRequest {},
-        )
-        .await
+        self.call(endpoint, "/etcdserverpb.Maintenance/Status", wire::StatusRequest {}).await
     }
 
     async fn call<Q, A>(
@@ -211,36 +181,21 @@ impl Etcd {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        let failed = |detail: String| EtcdError::Call {
-            endpoint: endpoint.to_owned(),
-            call: path,
-            detail,
-        };
+        let failed =
+            |detail: String| EtcdError::Call { endpoint: endpoint.to_owned(), call: path, detail };
         let work = async {
-            let channel = self
-                .connect(endpoint)
-                .await
-                .map_err(|error| chain(&error))?;
+            let channel = self.connect(endpoint).await.map_err(|error| chain(&error))?;
             let mut grpc = tonic::client::Grpc::new(channel);
             grpc.ready().await.map_err(|error| chain(&error))?;
             let codec = tonic_prost::ProstCodec::<Q, A>::default();
             let answer = grpc
-                .unary(
-                    tonic::Request::new(request),
-                    PathAndQuery::from_static(path),
-                    codec,
-                )
+                .unary(tonic::Request::new(request), PathAndQuery::from_static(path), codec)
                 .await;
-            answer
-                .map(tonic::Response::into_inner)
-                .map_err(|status| status.message().to_owned())
+            answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
         };
         match tokio::time::timeout(CALL_DEADLINE, work).await {
             Ok(outcome) => outcome.map_err(failed),
-            Err(_) => Err(failed(format!(
-                "no answer within {} s",
-                CALL_DEADLINE.as_secs()
-            ))),
+            Err(_) => Err(failed(format!("no answer within {} s", CALL_DEADLINE.as_secs()))),
         }
     }
 
@@ -268,11 +223,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn listed(member: wire::Member, leader: u64, local: u64) -> Member {
     Member {
-        addresses: member
-            .peer_urls
-            .iter()
-            .filter_map(|url| address(url))
-            .collect(),
+        addresses: member.peer_urls.iter().filter_map(|url| address(url)).collect(),
         learner: member.is_learner,
         leader: leader != 0 && member.id == leader,
         local: local != 0 && member.id == local,
@@ -285,10 +236,7 @@ fn listed(member: wire::Member, leader: u64, local: u64) -> Member {
 fn address(url: &str) -> Option<IpAddr> {
     let authority = url.split("://").nth(1)?.split('/').next()?;
     let host = authority.rsplit_once(':')?.0;
-    host.trim_start_matches('[')
-        .trim_end_matches(']')
-        .parse()
-        .ok()
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
 /// The few messages of etcd's `rpc.proto` that are used here.
@@ -371,10 +319,7 @@ mod tests {
             let member = wire::Member {
                 id: 1,
                 name: name.into(),
-                peer_urls: vec![
-                    "https://10.0.0.1:2380".into(),
-                    "https://[fd00::1]:2380".into(),
-                ],
+                peer_urls: vec!["https://10.0.0.1:2380".into(), "https://[fd00::1]:2380".into()],
                 ..Default::default()
             };
             listed(member, 1, 2)
@@ -386,10 +331,7 @@ mod tests {
         let listed = member("n1-0a1b2c3d");
         assert_eq!(
             listed.addresses,
-            [
-                "10.0.0.1".parse::<IpAddr>().unwrap(),
-                "fd00::1".parse().unwrap()
-            ]
+            ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]
         );
         assert!(listed.leader && !listed.local);
     }
@@ -397,9 +339,6 @@ mod tests {
     #[test]
     fn without_certificates_there_is_no_member() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            Etcd::open(dir.path()),
-            Err(EtcdError::NoMember(_))
-        ));
+        assert!(matches!(Etcd::open(dir.path()), Err(EtcdError::NoMember(_))));
     }
 }

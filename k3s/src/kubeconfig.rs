@@ -24,11 +24,7 @@ pub fn kubeconfig_for(
     let mut root = parse(kubeconfig.expose()).map_err(KubeconfigError::Shape)?;
     let context =
         current(&root).ok_or_else(|| KubeconfigError::Shape("it names no context".into()))?;
-    for (list, inner) in [
-        ("clusters", "cluster"),
-        ("users", "user"),
-        ("contexts", "context"),
-    ] {
+    for (list, inner) in [("clusters", "cluster"), ("users", "user"), ("contexts", "context")] {
         let wanted = match list {
             "clusters" => context.0.as_str(),
             "users" => context.1.as_str(),
@@ -39,9 +35,7 @@ pub fn kubeconfig_for(
         })?;
         entry.insert("name".into(), name.into());
         let Some(Value::Mapping(body)) = entry.get_mut(inner) else {
-            return Err(KubeconfigError::Shape(format!(
-                "an entry of `{list}` has no `{inner}`"
-            )));
+            return Err(KubeconfigError::Shape(format!("an entry of `{list}` has no `{inner}`")));
         };
         match list {
             "clusters" => {
@@ -77,9 +71,7 @@ pub fn merge_kubeconfig(existing: &str, addition: &Secret) -> Result<Secret, Kub
             Some(_) => return Err(KubeconfigError::Existing(format!("`{list}` is not a list"))),
         };
         for entry in sequence(&new, list) {
-            let same = entries
-                .iter()
-                .position(|old| name_of(old) == name_of(entry));
+            let same = entries.iter().position(|old| name_of(old) == name_of(entry));
             match same {
                 Some(at) => entries[at] = entry.clone(),
                 None => entries.push(entry.clone()),
@@ -122,11 +114,7 @@ pub fn access(kubeconfig: &str) -> Result<Access, KubeconfigError> {
         current(&root).ok_or_else(|| KubeconfigError::Shape("it names no context".into()))?;
     let cluster = body(&mut root, "clusters", &cluster, "cluster")?;
     let user = body(&mut root, "users", &user, "user")?;
-    let server = cluster
-        .get("server")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
+    let server = cluster.get("server").and_then(Value::as_str).unwrap_or_default().to_owned();
     if server.is_empty() {
         return Err(KubeconfigError::Shape("the cluster has no server".into()));
     }
@@ -153,11 +141,7 @@ fn body(
 }
 
 fn material(from: &Mapping, key: &str) -> Result<Material, KubeconfigError> {
-    let text = |name: &str| {
-        from.get(name)
-            .and_then(Value::as_str)
-            .filter(|text| !text.is_empty())
-    };
+    let text = |name: &str| from.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
     if let Some(inline) = text(&format!("{key}-data")) {
         return Ok(Material::Inline(Secret::new(inline)));
     }
@@ -179,9 +163,7 @@ fn write(root: &Mapping) -> Result<String, KubeconfigError> {
 }
 
 fn sequence<'a>(root: &'a Mapping, list: &str) -> &'a [Value] {
-    root.get(list)
-        .and_then(Value::as_sequence)
-        .map_or(&[], Vec::as_slice)
+    root.get(list).and_then(Value::as_sequence).map_or(&[], Vec::as_slice)
 }
 
 fn name_of(entry: &Value) -> Option<&str> {
@@ -200,10 +182,8 @@ fn take(root: &mut Mapping, list: &str, name: &str) -> Option<Mapping> {
 fn current(root: &Mapping) -> Option<(String, String, String)> {
     let contexts = sequence(root, "contexts");
     let named = root.get("current-context").and_then(Value::as_str);
-    let entry = contexts
-        .iter()
-        .find(|entry| name_of(entry) == named)
-        .or_else(|| contexts.first())?;
+    let entry =
+        contexts.iter().find(|entry| name_of(entry) == named).or_else(|| contexts.first())?;
     let inner = entry.get("context")?;
     let text = |key: &str| inner.get(key).and_then(Value::as_str).map(str::to_owned);
     Some((text("cluster")?, text("user")?, name_of(entry)?.to_owned()))
@@ -235,19 +215,11 @@ mod tests {
         let root = parse(once.expose()).unwrap();
         let before = parse(mine).unwrap();
         assert_eq!(sequence(&root, "users").len(), 2);
-        assert_eq!(
-            sequence(&root, "clusters")[0],
-            sequence(&before, "clusters")[0]
-        );
+        assert_eq!(sequence(&root, "clusters")[0], sequence(&before, "clusters")[0]);
         assert_eq!(root.get("extensions"), before.get("extensions"));
+        assert_eq!(root.get("current-context").and_then(Value::as_str), Some("lab"));
         assert_eq!(
-            root.get("current-context").and_then(Value::as_str),
-            Some("lab")
-        );
-        assert_eq!(
-            merge_kubeconfig("", &lab)
-                .map(|m| access(m.expose()).unwrap().server)
-                .unwrap(),
+            merge_kubeconfig("", &lab).map(|m| access(m.expose()).unwrap().server).unwrap(),
             "https://10.0.0.1:6443"
         );
     }
@@ -259,10 +231,7 @@ mod tests {
             merge_kubeconfig("clusters: 7\n", &lab),
             Err(KubeconfigError::Existing(_))
         ));
-        assert!(matches!(
-            merge_kubeconfig(": : :\n\t", &lab),
-            Err(KubeconfigError::Existing(_))
-        ));
+        assert!(matches!(merge_kubeconfig(": : :\n\t", &lab), Err(KubeconfigError::Existing(_))));
         for bad in [
             "",
             "[]",

@@ -46,10 +46,7 @@ pub struct Observed {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Binary {
     /// Not there, and nothing fetches it.
-    Missing {
-        last_error: Option<String>,
-        next_try: Option<Instant>,
-    },
+    Missing { last_error: Option<String>, next_try: Option<Instant> },
     /// Being copied or downloaded.
     Fetching { progress: String },
     /// Checked and ready.
@@ -77,17 +74,9 @@ pub enum Unit {
     /// Nothing of ours runs.
     Stopped,
     /// It runs, or systemd is about to start it again; `fingerprint` is of the settings that it was started with, if known.
-    Running {
-        role: RoleKind,
-        fingerprint: Option<String>,
-    },
+    Running { role: RoleKind, fingerprint: Option<String> },
     /// It ended by itself; `next_try` is when the backoff is over.
-    Exited {
-        role: RoleKind,
-        how: String,
-        restarts: u32,
-        next_try: Instant,
-    },
+    Exited { role: RoleKind, how: String, restarts: u32, next_try: Instant },
     /// A stop is under way since then.
     Stopping { role: RoleKind, since: Instant },
 }

@@ -49,20 +49,11 @@ impl Version {
         let bare = word.strip_prefix('v')?;
         let core = bare.split(['+', '-']).next()?;
         let mut parts = core.split('.').map(str::parse::<u32>);
-        let (major, minor, patch) = (
-            parts.next()?.ok()?,
-            parts.next()?.ok()?,
-            parts.next()?.ok()?,
-        );
+        let (major, minor, patch) = (parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
         if parts.next().is_some() {
             return None;
         }
-        Some(Self {
-            major,
-            minor,
-            patch,
-            text: word.to_owned(),
-        })
+        Some(Self { major, minor, patch, text: word.to_owned() })
     }
 
     fn at_least(&self, minor: u32, patch: u32) -> bool {
@@ -117,16 +108,8 @@ pub fn endpoint(vips: &[IpAddr], version: Option<&Version>) -> Option<String> {
 /// The pinned release. Its hashes stand in the release's own `sha256sum-amd64.txt` and `sha256sum-arm64.txt`.
 const PINNED_VERSION: &str = "v1.36.4+k3s1";
 const PINNED: [(&str, &str, &str); 2] = [
-    (
-        "x86_64",
-        "k3s",
-        "835873f37245fc615f547a2fe2af9402a347875f13fa64a1f136de644955ea3f",
-    ),
-    (
-        "aarch64",
-        "k3s-arm64",
-        "c920706346d5ad4e5cd3c7bf1bb09ce71ebe07fec829e513e40f1caf98aed8bb",
-    ),
+    ("x86_64", "k3s", "835873f37245fc615f547a2fe2af9402a347875f13fa64a1f136de644955ea3f"),
+    ("aarch64", "k3s-arm64", "c920706346d5ad4e5cd3c7bf1bb09ce71ebe07fec829e513e40f1caf98aed8bb"),
 ];
 
 /// The pinned release for a machine of `arch` (as Rust names it), `None` where there is none.
@@ -134,27 +117,17 @@ pub fn pinned(arch: &str) -> Option<Release> {
     let (_, asset, sha256) = PINNED.iter().find(|(known, _, _)| *known == arch)?;
     let tag = PINNED_VERSION.replace('+', "%2B");
     let url = format!("https://github.com/k3s-io/k3s/releases/download/{tag}/{asset}");
-    Some(Release::Url {
-        url,
-        sha256: (*sha256).to_owned(),
-    })
+    Some(Release::Url { url, sha256: (*sha256).to_owned() })
 }
 
 /// The flags that a `--help` text lists, without dashes. Real releases differ in them.
 pub fn flags(help: &str) -> BTreeSet<String> {
-    let lines = help
-        .lines()
-        .map(str::trim)
-        .filter(|line| line.starts_with('-'));
+    let lines = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
     let flag = |line: &str| -> Option<String> {
-        let word = line
-            .split_whitespace()
-            .find(|word| word.starts_with("--"))?;
+        let word = line.split_whitespace().find(|word| word.starts_with("--"))?;
         let name: &str = word.trim_start_matches('-').split(['=', ',']).next()?;
         let plain = !name.is_empty()
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         plain.then(|| name.to_owned())
     };
     lines.filter_map(flag).collect()
@@ -169,12 +142,7 @@ mod tests {
         let version =
             Version::parse("k3s version v1.21.2+k3s1 (5a67e8dc)\ngo version go1.16.4\n").unwrap();
         assert_eq!(
-            (
-                version.major,
-                version.minor,
-                version.patch,
-                version.text.as_str()
-            ),
+            (version.major, version.minor, version.patch, version.text.as_str()),
             (1, 21, 2, "v1.21.2+k3s1")
         );
         assert_eq!(Version::parse("v1.34.4+lab1").unwrap().minor, 34);
@@ -199,11 +167,7 @@ mod tests {
         ] {
             let version = of(text);
             assert_eq!(
-                (
-                    version.has_ipv6_names(),
-                    version.has_dual_stack(),
-                    version.takes_ca_chain()
-                ),
+                (version.has_ipv6_names(), version.has_dual_stack(), version.takes_ca_chain()),
                 (six, dual, chain),
                 "{text}"
             );
@@ -214,18 +178,9 @@ mod tests {
     fn endpoint_has_a_family_that_certificates_carry() {
         let vips: Vec<IpAddr> = vec!["fd00::100".parse().unwrap(), "10.7.0.100".parse().unwrap()];
         let old = Version::parse("v1.21.2+k3s1");
-        assert_eq!(
-            endpoint(&vips, old.as_ref()).as_deref(),
-            Some("https://10.7.0.100:6443")
-        );
-        assert_eq!(
-            endpoint(&vips, None).as_deref(),
-            Some("https://[fd00::100]:6443")
-        );
-        assert_eq!(
-            endpoint(&vips[1..], None).as_deref(),
-            Some("https://10.7.0.100:6443")
-        );
+        assert_eq!(endpoint(&vips, old.as_ref()).as_deref(), Some("https://10.7.0.100:6443"));
+        assert_eq!(endpoint(&vips, None).as_deref(), Some("https://[fd00::100]:6443"));
+        assert_eq!(endpoint(&vips[1..], None).as_deref(), Some("https://10.7.0.100:6443"));
         assert_eq!(endpoint(&[], None), None);
     }
 
@@ -239,9 +194,7 @@ mod tests {
     #[test]
     fn pinned_release_has_a_hash_for_each_machine() {
         for (arch, asset) in [("x86_64", "/k3s"), ("aarch64", "/k3s-arm64")] {
-            let Some(Release::Url { url, sha256 }) = pinned(arch) else {
-                panic!("{arch}")
-            };
+            let Some(Release::Url { url, sha256 }) = pinned(arch) else { panic!("{arch}") };
             assert!(url.ends_with(asset) && sha256.len() == 64);
         }
         assert_eq!(pinned("riscv64"), None);

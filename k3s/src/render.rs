@@ -78,8 +78,7 @@ impl Layout {
 
     /// The drop-in of a role's unit.
     pub fn drop_in(&self, role: RoleKind) -> PathBuf {
-        self.unit_dir
-            .join(format!("{}.service.d/10-skein.conf", role.unit()))
+        self.unit_dir.join(format!("{}.service.d/10-skein.conf", role.unit()))
     }
 
     /// Every file that is ever rendered, but for the authority's.
@@ -175,30 +174,17 @@ pub fn render(
         files.push(FileSpec {
             path: layout.drop_in(kind),
             mode: 0o600,
-            content: Secret::new(unit::drop_in(
-                &environment,
-                &layout.environment(kind),
-                guard,
-            )),
+            content: Secret::new(unit::drop_in(&environment, &layout.environment(kind), guard)),
         });
     }
-    let path = if systemd {
-        layout.environment(kind)
-    } else {
-        layout.process_environment(kind)
-    };
+    let path = if systemd { layout.environment(kind) } else { layout.process_environment(kind) };
     files.push(FileSpec {
         path,
         mode: 0o600,
         content: Secret::new(unit::environment_file(&environment)),
     });
     let fingerprint = fingerprint(kind, &settings, &environment, binary);
-    Rendered {
-        files,
-        fingerprint,
-        left_out,
-        environment,
-    }
+    Rendered { files, fingerprint, left_out, environment }
 }
 
 fn fingerprint(
@@ -231,10 +217,8 @@ fn environment(spec: &RunSpec, layout: &Layout) -> BTreeMap<String, String> {
         environment.insert("K3S_TOKEN".to_owned(), join.token.expose().to_owned());
     }
     if !layout.default_places() {
-        environment.insert(
-            "K3S_CONFIG_FILE".to_owned(),
-            layout.operator_config().display().to_string(),
-        );
+        environment
+            .insert("K3S_CONFIG_FILE".to_owned(), layout.operator_config().display().to_string());
     }
     environment
 }
@@ -253,23 +237,13 @@ fn settings(spec: &RunSpec, binary: &Installed, layout: &Layout) -> (Settings, V
             None => {
                 put(&mut wanted, "cluster-init", ["true"]);
                 // The founding server takes the short form only; the full one is refused before there is an authority.
-                let token = spec
-                    .server_token
-                    .as_ref()
-                    .and_then(|token| Token::parse(token.expose()).ok());
-                put(
-                    &mut wanted,
-                    "token",
-                    token.map(|token| token.secret.expose().to_owned()),
-                );
+                let token =
+                    spec.server_token.as_ref().and_then(|token| Token::parse(token.expose()).ok());
+                put(&mut wanted, "token", token.map(|token| token.secret.expose().to_owned()));
             }
         }
     }
-    wanted.extend(
-        spec.extra
-            .iter()
-            .map(|(key, values)| (key.clone(), values.clone())),
-    );
+    wanted.extend(spec.extra.iter().map(|(key, values)| (key.clone(), values.clone())));
     let known = match spec.role.kind() {
         RoleKind::Server => &binary.server_flags,
         RoleKind::Agent => &binary.agent_flags,
@@ -288,28 +262,16 @@ fn settings(spec: &RunSpec, binary: &Installed, layout: &Layout) -> (Settings, V
 fn node_settings(spec: &RunSpec, binary: &Installed, layout: &Layout, ranges: &Ranges) -> Settings {
     let mut wanted = Settings::new();
     if !layout.default_places() || layout.data_dir != Path::new("/var/lib/rancher/k3s") {
-        put(
-            &mut wanted,
-            "data-dir",
-            [layout.data_dir.display().to_string()],
-        );
+        put(&mut wanted, "data-dir", [layout.data_dir.display().to_string()]);
     }
     put(&mut wanted, "node-name", [spec.node_name.clone()]);
-    put(
-        &mut wanted,
-        "node-ip",
-        ranges.node_ips.iter().map(IpAddr::to_string),
-    );
+    put(&mut wanted, "node-ip", ranges.node_ips.iter().map(IpAddr::to_string));
     if spec.cni == Cni::FlannelHostGw {
         put(&mut wanted, "flannel-iface", [spec.iface.clone()]);
     }
     if ranges.node_ips.len() == 2 && (binary.version.major, binary.version.minor) < (1, 27) {
         // Before 1.27 kubelet drops the second family of an interface that is not the default route's.
-        let any = if ranges.node_ips[0].is_ipv4() {
-            "node-ip=0.0.0.0"
-        } else {
-            "node-ip=::"
-        };
+        let any = if ranges.node_ips[0].is_ipv4() { "node-ip=0.0.0.0" } else { "node-ip=::" };
         put(&mut wanted, "kubelet-arg", [any]);
     }
     wanted
@@ -318,11 +280,7 @@ fn node_settings(spec: &RunSpec, binary: &Installed, layout: &Layout, ranges: &R
 /// What must be the same on all servers of a cluster.
 fn cluster_settings(spec: &RunSpec, layout: &Layout, ranges: &Ranges) -> Settings {
     let mut wanted = Settings::new();
-    put(
-        &mut wanted,
-        "advertise-address",
-        ranges.node_ips.first().map(IpAddr::to_string),
-    );
+    put(&mut wanted, "advertise-address", ranges.node_ips.first().map(IpAddr::to_string));
     let mut names: Vec<String> = spec.vips.iter().map(IpAddr::to_string).collect();
     names.extend(spec.names.iter().cloned());
     names.extend(spec.node_ips.iter().map(IpAddr::to_string));
@@ -330,30 +288,16 @@ fn cluster_settings(spec: &RunSpec, layout: &Layout, ranges: &Ranges) -> Setting
     put(&mut wanted, "tls-san", names);
     put(&mut wanted, "write-kubeconfig-mode", ["0600"]);
     if !layout.default_places() {
-        put(
-            &mut wanted,
-            "write-kubeconfig",
-            [layout.kubeconfig().display().to_string()],
-        );
+        put(&mut wanted, "write-kubeconfig", [layout.kubeconfig().display().to_string()]);
     }
     put(&mut wanted, "secrets-encryption", ["true"]);
     put(
         &mut wanted,
         "agent-token",
-        spec.agent_token
-            .as_ref()
-            .map(|token| token.expose().to_owned()),
+        spec.agent_token.as_ref().map(|token| token.expose().to_owned()),
     );
-    put(
-        &mut wanted,
-        "cluster-cidr",
-        ranges.cluster.iter().map(IpNet::to_string),
-    );
-    put(
-        &mut wanted,
-        "service-cidr",
-        ranges.service.iter().map(IpNet::to_string),
-    );
+    put(&mut wanted, "cluster-cidr", ranges.cluster.iter().map(IpNet::to_string));
+    put(&mut wanted, "service-cidr", ranges.service.iter().map(IpNet::to_string));
     match spec.cni {
         Cni::FlannelHostGw => {
             put(&mut wanted, "flannel-backend", ["host-gw"]);
@@ -397,10 +341,8 @@ impl Ranges {
             Some(range) => range.addr().is_ipv6(),
             None => !have(false),
         };
-        let mut families: Vec<bool> = [first_six, !first_six]
-            .into_iter()
-            .filter(|six| have(*six))
-            .collect();
+        let mut families: Vec<bool> =
+            [first_six, !first_six].into_iter().filter(|six| have(*six)).collect();
         if families.len() == 2
             && spec.role.kind() == RoleKind::Server
             && !(ranged(true) && ranged(false))
@@ -419,26 +361,14 @@ impl Ranges {
             families = vec![false];
         }
         if families == [true] && !binary.version.has_dual_stack() {
-            left_out.push(format!(
-                "warning: {} is not known to run on IPv6 alone",
-                binary.version
-            ));
+            left_out.push(format!("warning: {} is not known to run on IPv6 alone", binary.version));
         }
         let pick = |ranges: &[IpNet]| -> Vec<IpNet> {
-            let of = |six: &bool| {
-                ranges
-                    .iter()
-                    .find(|range| range.addr().is_ipv6() == *six)
-                    .copied()
-            };
+            let of =
+                |six: &bool| ranges.iter().find(|range| range.addr().is_ipv6() == *six).copied();
             families.iter().filter_map(of).collect()
         };
-        let of = |six: &bool| {
-            spec.node_ips
-                .iter()
-                .find(|ip| ip.is_ipv6() == *six)
-                .copied()
-        };
+        let of = |six: &bool| spec.node_ips.iter().find(|ip| ip.is_ipv6() == *six).copied();
         Self {
             cluster: pick(&spec.cluster_cidr),
             service: pick(&spec.service_cidr),
@@ -448,11 +378,7 @@ impl Ranges {
 }
 
 fn family(six: bool) -> &'static str {
-    if six {
-        "the IPv6 address"
-    } else {
-        "the IPv4 address"
-    }
+    if six { "the IPv6 address" } else { "the IPv4 address" }
 }
 
 fn yaml(settings: &Settings) -> String {

@@ -133,11 +133,9 @@ fn halt(seen: &Observed, now: Instant) -> Option<Step> {
         Unit::Exited { role, .. } => {
             Some(Step::new(Phase::Stopping, now).acting(Action::Stop(*role)))
         }
-        Unit::Running { role, .. } => Some(
-            Step::new(Phase::Stopping, now)
-                .waiting("K3s to end")
-                .acting(Action::Stop(*role)),
-        ),
+        Unit::Running { role, .. } => {
+            Some(Step::new(Phase::Stopping, now).waiting("K3s to end").acting(Action::Stop(*role)))
+        }
         Unit::Stopping { role, since } => {
             let spent = now.saturating_duration_since(*since);
             let step = Step::new(Phase::Stopping, now).waiting(format!(
@@ -145,11 +143,7 @@ fn halt(seen: &Observed, now: Instant) -> Option<Step> {
                 spent.as_secs(),
                 STOP_PATIENCE.as_secs()
             ));
-            Some(if spent >= STOP_PATIENCE {
-                step.acting(Action::Kill(*role))
-            } else {
-                step
-            })
+            Some(if spent >= STOP_PATIENCE { step.acting(Action::Kill(*role)) } else { step })
         }
     }
 }
@@ -186,10 +180,7 @@ fn running(spec: &RunSpec, seen: &Observed, now: Instant) -> Step {
     if let Some(step) = other_role(seen, kind, now) {
         return step;
     }
-    let established = seen
-        .marker
-        .as_ref()
-        .is_some_and(|marker| marker.established);
+    let established = seen.marker.as_ref().is_some_and(|marker| marker.established);
     if established && !seen.etcd_data && spec.role == (Role::Server { join: None }) {
         let reason = "etcd's data of this server are gone; started again it would found a second cluster. Restore them, or remove the node from the cluster and assign it anew";
         return failed(reason.to_owned(), now);
@@ -201,14 +192,7 @@ fn running(spec: &RunSpec, seen: &Observed, now: Instant) -> Step {
 }
 
 fn failed(reason: String, now: Instant) -> Step {
-    Step::new(
-        Phase::Failed {
-            reason: reason.clone(),
-        },
-        now,
-    )
-    .waiting(reason)
-    .calm(now)
+    Step::new(Phase::Failed { reason: reason.clone() }, now).waiting(reason).calm(now)
 }
 
 fn other_role(seen: &Observed, kind: RoleKind, now: Instant) -> Option<Step> {
@@ -231,10 +215,7 @@ fn fetching(spec: &RunSpec, seen: &Observed, now: Instant) -> Step {
         Binary::Fetching { progress } => {
             step.waiting(format!("K3s from {}: {progress}", spec.release))
         }
-        Binary::Missing {
-            last_error,
-            next_try,
-        } => {
+        Binary::Missing { last_error, next_try } => {
             let last = last_error
                 .as_deref()
                 .map(|error| format!("; last error: {error}"))
@@ -242,10 +223,7 @@ fn fetching(spec: &RunSpec, seen: &Observed, now: Instant) -> Step {
             match next_try.filter(|next| *next > now) {
                 Some(next) => {
                     let wait = next.saturating_duration_since(now).as_secs() + 1;
-                    step.waiting(format!(
-                        "K3s from {}{last}; next try in {wait} s",
-                        spec.release
-                    ))
+                    step.waiting(format!("K3s from {}{last}; next try in {wait} s", spec.release))
                 }
                 None => step
                     .waiting(format!("K3s from {}{last}", spec.release))
@@ -296,12 +274,7 @@ fn act(
             actions.push(Action::Start(plan));
             Step::new(rising(spec, established), now).waiting("K3s to start")
         }
-        Unit::Exited {
-            how,
-            restarts,
-            next_try,
-            ..
-        } => {
+        Unit::Exited { how, restarts, next_try, .. } => {
             let wait = next_try.saturating_duration_since(now);
             if wait.is_zero() {
                 actions.push(Action::Start(plan));
@@ -390,14 +363,7 @@ fn health(
         Probe::Ready => {
             actions.push(Action::Mark(Some(marker(spec, true))));
             let founder = spec.role == (Role::Server { join: None });
-            Step::new(
-                if founder {
-                    Phase::Bootstrapped
-                } else {
-                    Phase::Ready
-                },
-                now,
-            )
+            Step::new(if founder { Phase::Bootstrapped } else { Phase::Ready }, now)
         }
         Probe::NotYet(why) | Probe::NotReady(why) => Step::new(rising(spec, established), now)
             .waiting(format!("K3s to be ready: {why}{}", said(spec, seen))),
@@ -426,31 +392,19 @@ fn said(spec: &RunSpec, seen: &Observed) -> String {
             .iter()
             .any(|word| line.contains(word))
     };
-    let Some(line) = seen
-        .log_tail
-        .iter()
-        .rev()
-        .find(telling)
-        .or_else(|| seen.log_tail.last())
+    let Some(line) = seen.log_tail.iter().rev().find(telling).or_else(|| seen.log_tail.last())
     else {
         return String::new();
     };
-    let mut line: String = line
-        .chars()
-        .filter(|letter| !letter.is_control())
-        .take(300)
-        .collect();
+    let mut line: String = line.chars().filter(|letter| !letter.is_control()).take(300).collect();
     let join = match &spec.role {
         Role::Server { join } => join.as_ref(),
         Role::Agent { join } => Some(join),
     };
-    for secret in [
-        spec.server_token.as_ref(),
-        spec.agent_token.as_ref(),
-        join.map(|join| &join.token),
-    ]
-    .into_iter()
-    .flatten()
+    for secret in
+        [spec.server_token.as_ref(), spec.agent_token.as_ref(), join.map(|join| &join.token)]
+            .into_iter()
+            .flatten()
     {
         let bare = secret.expose().rsplit(':').next().unwrap_or_default();
         if bare.len() >= 4 {

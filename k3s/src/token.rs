@@ -41,11 +41,7 @@ impl Token {
             return Err(TokenError::Characters);
         }
         let Some(rest) = text.strip_prefix("K10") else {
-            return Ok(Self {
-                ca_hash: None,
-                user: String::new(),
-                secret: Secret::new(text),
-            });
+            return Ok(Self { ca_hash: None, user: String::new(), secret: Secret::new(text) });
         };
         let Some((hash, credentials)) = rest.split_once("::") else {
             return Err(TokenError::Shape);
@@ -90,12 +86,7 @@ pub fn agent_token(
         return Ok(server.text());
     };
     let secret = Token::parse(secret.expose())?.secret;
-    Ok(Token {
-        ca_hash: server.ca_hash,
-        user: "node".to_owned(),
-        secret,
-    }
-    .text())
+    Ok(Token { ca_hash: server.ca_hash, user: "node".to_owned(), secret }.text())
 }
 
 #[cfg(test)]
@@ -108,10 +99,7 @@ mod tests {
     #[test]
     fn reads_both_forms() {
         let full = Token::parse(&format!("K10{HASH}::server:s3:cret\n")).unwrap();
-        assert_eq!(
-            (full.user.as_str(), full.secret.expose()),
-            ("server", "s3:cret")
-        );
+        assert_eq!((full.user.as_str(), full.secret.expose()), ("server", "s3:cret"));
         assert_eq!(full.ca_hash.as_deref(), Some(HASH));
         assert_eq!(Token::parse("plain").unwrap().ca_hash, None);
     }
@@ -122,10 +110,7 @@ mod tests {
         for bad in ["a\nb", "a b", "ä", "a\0b", "\u{1b}[2J"] {
             assert_eq!(Token::parse(bad), Err(TokenError::Characters), "{bad:?}");
         }
-        assert_eq!(
-            Token::parse(&"x".repeat(LONGEST + 1)),
-            Err(TokenError::Characters)
-        );
+        assert_eq!(Token::parse(&"x".repeat(LONGEST + 1)), Err(TokenError::Characters));
         for bad in [
             "K10",
             "K10abc::server:x",
@@ -144,16 +129,8 @@ mod tests {
         let written = Secret::new(format!("K10{HASH}::node:low\n"));
         let secret = Secret::new("low");
         let expected = format!("K10{HASH}::node:low");
-        assert_eq!(
-            agent_token(Some(&written), &server, Some(&secret))
-                .unwrap()
-                .expose(),
-            expected
-        );
-        assert_eq!(
-            agent_token(None, &server, Some(&secret)).unwrap().expose(),
-            expected
-        );
+        assert_eq!(agent_token(Some(&written), &server, Some(&secret)).unwrap().expose(), expected);
+        assert_eq!(agent_token(None, &server, Some(&secret)).unwrap().expose(), expected);
         assert_eq!(agent_token(None, &server, None).unwrap(), server);
         assert!(agent_token(None, &Secret::new("K10oops"), Some(&secret)).is_err());
     }

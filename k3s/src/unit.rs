@@ -53,10 +53,7 @@ pub fn drop_in(
     let mut text = String::from(HEADER);
     if let Some(wal) = etcd_wal {
         // A founding server whose data are gone must not found a second cluster at the next boot.
-        text.push_str(&format!(
-            "[Unit]\nConditionPathExists={}\n\n",
-            wal.display()
-        ));
+        text.push_str(&format!("[Unit]\nConditionPathExists={}\n\n", wal.display()));
     }
     text.push_str("[Service]\n");
     let joins = environment.contains_key("K3S_URL");
@@ -87,8 +84,5 @@ fn is_secret(key: &str) -> bool {
 
 /// `%` begins a specifier, `"` and `\` are quoting.
 fn escape(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('%', "%%")
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%")
 }

@@ -23,11 +23,7 @@ type Seen = Arc<Mutex<Vec<(String, Value)>>>;
 
 /// Certificates signed by the same authority that K3s would be given: chain, key.
 fn leaf(ca: &k3s::CaBundle, authority: &str, name: &str, san: Option<&str>) -> (String, String) {
-    let found = ca
-        .authorities
-        .iter()
-        .find(|one| one.name == authority)
-        .unwrap();
+    let found = ca.authorities.iter().find(|one| one.name == authority).unwrap();
     let issuer = Issuer::from_ca_cert_pem(
         &found.chain,
         KeyPair::from_pem(&pkcs8(found.key.expose())).unwrap(),
@@ -56,24 +52,14 @@ fn pkcs8(sec1: &str) -> String {
     body.extend_from_slice(inner);
     let mut der = vec![0x30, 0x81, u8::try_from(body.len()).unwrap()];
     der.extend(body);
-    format!(
-        "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
-        STANDARD.encode(der)
-    )
+    format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der))
 }
 
 async fn stand_in(answers: Answers) -> (Kube, Seen) {
     let ca = make_cluster_ca("lab", 1_795_000_000).unwrap();
     let (server, server_key) = leaf(&ca, "server-ca", "kube-apiserver", Some("127.0.0.1"));
     let (client, client_key) = leaf(&ca, "client-ca", "system:admin", None);
-    let of = |name: &str| {
-        ca.authorities
-            .iter()
-            .find(|one| one.name == name)
-            .unwrap()
-            .chain
-            .clone()
-    };
+    let of = |name: &str| ca.authorities.iter().find(|one| one.name == name).unwrap().chain.clone();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(
@@ -85,17 +71,12 @@ async fn stand_in(answers: Answers) -> (Kube, Seen) {
     )
     .build()
     .unwrap();
-    let chain = CertificateDer::pem_slice_iter(server.as_bytes())
-        .map(Result::unwrap)
-        .collect();
+    let chain = CertificateDer::pem_slice_iter(server.as_bytes()).map(Result::unwrap).collect();
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_client_cert_verifier(verifier)
-        .with_single_cert(
-            chain,
-            PrivateKeyDer::from_pem_slice(server_key.as_bytes()).unwrap(),
-        )
+        .with_single_cert(chain, PrivateKeyDer::from_pem_slice(server_key.as_bytes()).unwrap())
         .unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -121,14 +102,7 @@ async fn stand_in(answers: Answers) -> (Kube, Seen) {
         inline(&client),
         inline(&client_key)
     );
-    (
-        Kube::new(
-            &Secret::new(kubeconfig),
-            Some(&format!("https://127.0.0.1:{port}")),
-        )
-        .unwrap(),
-        seen,
-    )
+    (Kube::new(&Secret::new(kubeconfig), Some(&format!("https://127.0.0.1:{port}"))).unwrap(), seen)
 }
 
 async fn serve(
@@ -159,23 +133,11 @@ async fn serve(
             break (head.to_owned(), body.to_owned());
         }
     };
-    let what = head
-        .lines()
-        .next()
-        .unwrap()
-        .trim_end_matches(" HTTP/1.1")
-        .to_owned();
-    seen.lock().unwrap().push((
-        what.clone(),
-        serde_json::from_str(&body).unwrap_or(Value::Null),
-    ));
+    let what = head.lines().next().unwrap().trim_end_matches(" HTTP/1.1").to_owned();
+    seen.lock().unwrap().push((what.clone(), serde_json::from_str(&body).unwrap_or(Value::Null)));
     let known = answers.get_mut(&what).filter(|list| !list.is_empty());
     let (status, answer) = known.map_or((404, json!({"message": "not found"})), |list| {
-        if list.len() > 1 {
-            list.remove(0)
-        } else {
-            list[0].clone()
-        }
+        if list.len() > 1 { list.remove(0) } else { list[0].clone() }
     });
     let text = answer.to_string();
     let reply = format!(
@@ -189,10 +151,7 @@ async fn serve(
 fn answers(list: &[(&str, u16, Value)]) -> Answers {
     let mut answers = Answers::new();
     for (what, status, value) in list {
-        answers
-            .entry((*what).to_owned())
-            .or_default()
-            .push((*status, value.clone()));
+        answers.entry((*what).to_owned()).or_default().push((*status, value.clone()));
     }
     answers
 }
@@ -215,17 +174,8 @@ async fn nodes_are_read() {
     .await;
     let nodes = kube.nodes().await.unwrap();
     assert!(nodes[0].ready && nodes[0].server && nodes[0].cordoned_by_us);
-    assert_eq!(
-        nodes[0].pod_cidrs,
-        [
-            "10.42.0.0/24".parse().unwrap(),
-            "fd42::/64".parse().unwrap()
-        ]
-    );
-    assert_eq!(
-        nodes[0].addresses,
-        ["10.91.0.1".parse::<std::net::IpAddr>().unwrap()]
-    );
+    assert_eq!(nodes[0].pod_cidrs, ["10.42.0.0/24".parse().unwrap(), "fd42::/64".parse().unwrap()]);
+    assert_eq!(nodes[0].addresses, ["10.91.0.1".parse::<std::net::IpAddr>().unwrap()]);
     assert!(!nodes[1].ready && nodes[1].pod_cidrs.is_empty());
 }
 
@@ -239,10 +189,7 @@ async fn only_our_own_cordon_is_undone() {
     kube.cordon("n1").await.unwrap();
     assert!(!kube.uncordon("n1").await.unwrap());
     assert!(
-        seen.lock()
-            .unwrap()
-            .iter()
-            .all(|(what, _)| !what.starts_with("PATCH")),
+        seen.lock().unwrap().iter().all(|(what, _)| !what.starts_with("PATCH")),
         "somebody else's cordon is not touched"
     );
 
@@ -262,20 +209,14 @@ async fn only_our_own_cordon_is_undone() {
         .map(|(_, body)| body.clone())
         .collect();
     assert_eq!(patches[0]["spec"]["unschedulable"], true);
-    assert_eq!(
-        patches[1]["metadata"]["annotations"]["skein.dev/cordoned"],
-        Value::Null
-    );
+    assert_eq!(patches[1]["metadata"]["annotations"]["skein.dev/cordoned"], Value::Null);
 }
 
 #[tokio::test]
 async fn eviction_respects_budgets_and_leaves_what_stays() {
     let pod = |name: &str, extra: Value| {
         let mut pod = json!({"metadata": {"name": name, "namespace": "d", "uid": name}, "status": {"phase": "Running"}});
-        pod["metadata"]
-            .as_object_mut()
-            .unwrap()
-            .extend(extra.as_object().unwrap().clone());
+        pod["metadata"].as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         pod
     };
     let pods = json!({"items": [
@@ -286,22 +227,11 @@ async fn eviction_respects_budgets_and_leaves_what_stays() {
         pod("daemon", json!({"ownerReferences": [{"kind": "DaemonSet", "controller": true}]})),
         pod("mirror", json!({"annotations": {"kubernetes.io/config.mirror": "x"}})),
     ]});
-    for (version, api) in [
-        ("v1.34.1+k3s1", "policy/v1"),
-        ("v1.21.2+k3s1", "policy/v1beta1"),
-    ] {
+    for (version, api) in [("v1.34.1+k3s1", "policy/v1"), ("v1.21.2+k3s1", "policy/v1beta1")] {
         let (kube, seen) = stand_in(answers(&[
             ("GET /version", 200, json!({"gitVersion": version})),
-            (
-                "GET /api/v1/pods?fieldSelector=spec.nodeName%3Dn1",
-                200,
-                pods.clone(),
-            ),
-            (
-                "POST /api/v1/namespaces/d/pods/plain/eviction",
-                201,
-                json!({}),
-            ),
+            ("GET /api/v1/pods?fieldSelector=spec.nodeName%3Dn1", 200, pods.clone()),
+            ("POST /api/v1/namespaces/d/pods/plain/eviction", 201, json!({})),
             (
                 "POST /api/v1/namespaces/d/pods/held/eviction",
                 429,
@@ -311,10 +241,7 @@ async fn eviction_respects_budgets_and_leaves_what_stays() {
         .await;
         let progress = kube.evict("n1").await.unwrap();
         assert_eq!(progress.leaving, ["d/plain", "d/going"]);
-        assert_eq!(
-            progress.held,
-            [("d/held".to_owned(), "would violate the budget".to_owned())]
-        );
+        assert_eq!(progress.held, [("d/held".to_owned(), "would violate the budget".to_owned())]);
         assert!(progress.staying == 2 && !progress.done());
         let posts: Vec<Value> = seen
             .lock()
@@ -330,12 +257,8 @@ async fn eviction_respects_budgets_and_leaves_what_stays() {
 
 #[tokio::test]
 async fn removal_repeats_without_harm_and_errors_say_why() {
-    let (kube, seen) = stand_in(answers(&[(
-        "GET /readyz",
-        500,
-        json!({"message": "etcd failed"}),
-    )]))
-    .await;
+    let (kube, seen) =
+        stand_in(answers(&[("GET /readyz", 500, json!({"message": "etcd failed"}))])).await;
     kube.delete_node("n1").await.unwrap();
     kube.delete_node_password("n1").await.unwrap();
     assert_eq!(
@@ -357,8 +280,5 @@ async fn another_authority_is_not_trusted() {
     let text = format!("{kube:?}{other:?}");
     assert!(!text.contains("PRIVATE"));
     let bad = Secret::new("apiVersion: v1\n");
-    assert!(matches!(
-        Kube::new(&bad, None),
-        Err(KubeError::Kubeconfig(_))
-    ));
+    assert!(matches!(Kube::new(&bad, None), Err(KubeError::Kubeconfig(_))));
 }

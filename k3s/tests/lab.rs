@@ -46,24 +46,13 @@ fn a_founding_server_comes_up_survives_and_goes() {
     }
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let mut child = Command::new("unshare");
-    child.args([
-        "--net",
-        "--mount",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "--kill-child",
-        "--",
-    ]);
+    child.args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--"]);
     child.arg(std::env::current_exe().unwrap()).args([
         "--exact",
         "a_founding_server_comes_up_survives_and_goes",
         "--nocapture",
     ]);
-    let status = child
-        .env(INNER, "1")
-        .env("SKEIN_LAB_DIR", dir.path())
-        .status();
+    let status = child.env(INNER, "1").env("SKEIN_LAB_DIR", dir.path()).status();
     match status {
         Ok(status) => assert!(status.success(), "the part inside the namespaces failed"),
         Err(error) => eprintln!("SKIPPED: no namespaces here ({error}); the driver was not tried"),
@@ -71,10 +60,7 @@ fn a_founding_server_comes_up_survives_and_goes() {
 }
 
 fn ip(arguments: &str) {
-    let status = Command::new("ip")
-        .args(arguments.split(' '))
-        .status()
-        .unwrap();
+    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
     assert!(status.success(), "ip {arguments}");
 }
 
@@ -92,9 +78,7 @@ fn wanted(program: &Path) -> RunSpec {
     wanted.release = Release::Path(program.to_owned());
     wanted.iface = "eth0".into();
     wanted.ca = Some(k3s::make_cluster_ca("lab", 1_795_000_000).unwrap());
-    wanted
-        .extra
-        .insert("disable-agent".into(), vec!["true".into()]);
+    wanted.extra.insert("disable-agent".into(), vec!["true".into()]);
     wanted
 }
 
@@ -130,14 +114,7 @@ async fn until(
 
 fn pid(dir: &Path) -> i32 {
     let note = std::fs::read_to_string(dir.join("state/process")).unwrap();
-    note.lines()
-        .nth(1)
-        .unwrap()
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap()
+    note.lines().nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
 fn wire() {
@@ -155,11 +132,7 @@ fn wire() {
     }
     // Names of network namespaces must not reach the machine's own /run.
     assert!(
-        Command::new("mount")
-            .args(["-t", "tmpfs", "tmpfs", "/run"])
-            .status()
-            .unwrap()
-            .success()
+        Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/run"]).status().unwrap().success()
     );
 }
 
@@ -169,15 +142,10 @@ async fn inner(program: &Path) {
     let run = Spec::Run(Box::new(wanted(program)));
     let mut driver = host(&dir);
     let (_, passed) = until(&mut driver, &run, &Phase::Bootstrapped, 180).await;
-    assert!(
-        passed.contains(&Phase::Installing) && passed.contains(&Phase::Starting),
-        "{passed:?}"
-    );
+    assert!(passed.contains(&Phase::Installing) && passed.contains(&Phase::Starting), "{passed:?}");
     let (turn, _) = until(&mut driver, &run, &Phase::Ready, 60).await;
     let captured = turn.captured.expect("a ready server has credentials");
-    let Spec::Run(asked) = &run else {
-        unreachable!()
-    };
+    let Spec::Run(asked) = &run else { unreachable!() };
     let authority = asked
         .ca
         .clone()
@@ -186,16 +154,10 @@ async fn inner(program: &Path) {
         .into_iter()
         .find(|one| one.name == "server-ca")
         .unwrap();
-    assert_eq!(
-        captured.server_ca, authority.chain,
-        "the cluster's own authority is in force"
-    );
+    assert_eq!(captured.server_ca, authority.chain, "the cluster's own authority is in force");
     assert!(
         captured.server_token.expose().starts_with("K10")
-            && captured
-                .server_token
-                .expose()
-                .ends_with("::server:foundersecret")
+            && captured.server_token.expose().ends_with("::server:foundersecret")
     );
     assert!(
         captured.agent_token.expose().starts_with("K10")
@@ -230,10 +192,7 @@ async fn interrupted(dir: &Path, run: &Spec) {
     until(&mut driver, run, &Phase::Ready, 20).await;
     assert_eq!(pid(dir), before, "a daemon's restart is none of K3s");
 
-    Command::new("kill")
-        .args(["-9", &before.to_string()])
-        .status()
-        .unwrap();
+    Command::new("kill").args(["-9", &before.to_string()]).status().unwrap();
     until(&mut driver, run, &Phase::Degraded, 20).await;
     until(&mut driver, run, &Phase::Ready, 120).await;
     assert_ne!(pid(dir), before);
@@ -260,14 +219,11 @@ async fn second(program: &Path, dir: &Path, token: &Secret, etcd: &Etcd) {
     std::fs::create_dir(&below).unwrap();
     std::fs::write(below.join("token"), token.expose()).unwrap();
     let mut child = Command::new("ip");
-    child
-        .args(["netns", "exec", "n2"])
-        .arg(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "a_founding_server_comes_up_survives_and_goes",
-            "--nocapture",
-        ]);
+    child.args(["netns", "exec", "n2"]).arg(std::env::current_exe().unwrap()).args([
+        "--exact",
+        "a_founding_server_comes_up_survives_and_goes",
+        "--nocapture",
+    ]);
     let mut child = child
         .env(INNER, "2")
         .env("SKEIN_LABK3S", program)
@@ -276,25 +232,13 @@ async fn second(program: &Path, dir: &Path, token: &Secret, etcd: &Etcd) {
         .unwrap();
     let started = Instant::now();
     while !below.join("ready").exists() {
-        assert!(
-            started.elapsed() < Duration::from_secs(150),
-            "the second server is not ready"
-        );
-        assert!(
-            child.try_wait().unwrap().is_none(),
-            "the second server's driver ended"
-        );
+        assert!(started.elapsed() < Duration::from_secs(150), "the second server is not ready");
+        assert!(child.try_wait().unwrap().is_none(), "the second server's driver ended");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    eprintln!(
-        "second server ready after {:.1} s",
-        started.elapsed().as_secs_f32()
-    );
+    eprintln!("second server ready after {:.1} s", started.elapsed().as_secs_f32());
     let members = etcd.members().await.unwrap();
-    assert!(
-        members.iter().filter(|member| !member.learner).count() == 2,
-        "{members:?}"
-    );
+    assert!(members.iter().filter(|member| !member.learner).count() == 2, "{members:?}");
     let HandOver::Moved { to } = etcd.hand_over(&[]).await.unwrap() else {
         panic!("nobody took the leadership")
     };
@@ -316,10 +260,7 @@ async fn joiner(program: &Path) {
     asked.node_name = "n2".into();
     asked.node_ips = vec!["10.91.0.2".parse().unwrap(), "fd5e::2".parse().unwrap()];
     asked.role = k3s::Role::Server {
-        join: Some(k3s::Join {
-            url: "https://[fd5e::100]:6443".into(),
-            token,
-        }),
+        join: Some(k3s::Join { url: "https://[fd5e::100]:6443".into(), token }),
     };
     asked.server_token = None;
     let run = Spec::Run(Box::new(asked));

@@ -38,9 +38,7 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let place = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
+        let place = Self { dir: tempfile::tempdir().unwrap() };
         fs::write(place.program(), STAND_IN).unwrap();
         fs::set_permissions(place.program(), fs::Permissions::from_mode(0o755)).unwrap();
         place
@@ -78,14 +76,7 @@ impl Place {
     }
 
     fn pid(&self) -> i32 {
-        self.starts()
-            .last()
-            .unwrap()
-            .rsplit('=')
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap()
+        self.starts().last().unwrap().rsplit('=').next().unwrap().parse().unwrap()
     }
 }
 
@@ -108,10 +99,7 @@ async fn until(
         if holds(&turn) {
             return turn;
         }
-        assert!(
-            started.elapsed() < Duration::from_secs(20),
-            "{what} does not come: {turn:?}"
-        );
+        assert!(started.elapsed() < Duration::from_secs(20), "{what} does not come: {turn:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -133,19 +121,9 @@ async fn a_daemon_that_comes_back_takes_k3s_over() {
     assert_eq!(turn.phase, Phase::Starting);
     let turn = driver.turn(&run, Instant::now()).await;
     assert_eq!(turn.version.as_deref(), Some("v1.33.5+standin"));
-    assert!(
-        turn.left_out
-            .iter()
-            .any(|text| text.contains("flannel-iface")),
-        "{:?}",
-        turn.left_out
-    );
+    assert!(turn.left_out.iter().any(|text| text.contains("flannel-iface")), "{:?}", turn.left_out);
     let pid = place.pid();
-    assert!(
-        place.starts()[0].starts_with("server url= "),
-        "{:?}",
-        place.starts()
-    );
+    assert!(place.starts()[0].starts_with("server url= "), "{:?}", place.starts());
     assert!(
         place.starts()[0].contains(&format!("session={pid} ")),
         "a session of its own: {:?}",
@@ -166,13 +144,8 @@ async fn a_daemon_that_comes_back_takes_k3s_over() {
 
     let mut changed = place.run();
     changed.node_name = "n9".into();
-    until(
-        &mut driver,
-        &Spec::Run(Box::new(changed)),
-        "a restart",
-        |_| place.starts().len() == 2,
-    )
-    .await;
+    until(&mut driver, &Spec::Run(Box::new(changed)), "a restart", |_| place.starts().len() == 2)
+        .await;
     assert!(!alive(pid));
 }
 
@@ -185,39 +158,20 @@ async fn an_exit_is_shown_and_followed_by_a_start_after_a_pause() {
     driver.turn(&run, Instant::now()).await;
     fs::write(place.path("end"), "").unwrap();
     let saw = |turn: &Turn| {
-        turn.waiting_for
-            .as_deref()
-            .is_some_and(|text| text.contains("exit status 7"))
+        turn.waiting_for.as_deref().is_some_and(|text| text.contains("exit status 7"))
     };
     let turn = until(&mut driver, &run, "the exit", saw).await;
     let said = turn.waiting_for.unwrap();
-    assert!(
-        said.contains("stand-in is up") && said.contains("next in"),
-        "{said}"
-    );
+    assert!(said.contains("stand-in is up") && said.contains("next in"), "{said}");
     let ended = Instant::now();
-    until(&mut driver, &run, "a second start", |_| {
-        place.starts().len() == 2
-    })
-    .await;
-    assert!(
-        ended.elapsed() > Duration::from_millis(700),
-        "the backoff is kept"
-    );
+    until(&mut driver, &run, "a second start", |_| place.starts().len() == 2).await;
+    assert!(ended.elapsed() > Duration::from_millis(700), "the backoff is kept");
     until(&mut driver, &run, "a second exit", |turn| {
-        saw(turn)
-            && turn
-                .waiting_for
-                .as_deref()
-                .unwrap_or_default()
-                .contains("1 restart")
+        saw(turn) && turn.waiting_for.as_deref().unwrap_or_default().contains("1 restart")
     })
     .await;
     fs::remove_file(place.path("end")).unwrap();
-    until(&mut driver, &run, "a third start", |_| {
-        place.starts().len() >= 3
-    })
-    .await;
+    until(&mut driver, &run, "a third start", |_| place.starts().len() >= 3).await;
 }
 
 #[tokio::test]
@@ -247,40 +201,25 @@ async fn stopped_ends_it_and_absent_removes_it() {
     let mut driver = place.driver();
     until(&mut driver, &run, "a start", |_| place.starts().len() == 1).await;
     let pid = place.pid();
-    until(&mut driver, &Spec::Stopped, "the stop", |turn| {
-        turn.phase == Phase::Stopped
-    })
-    .await;
+    until(&mut driver, &Spec::Stopped, "the stop", |turn| turn.phase == Phase::Stopped).await;
     assert!(!alive(pid));
-    assert!(
-        fs::read_to_string(place.path("starts"))
-            .unwrap()
-            .ends_with("term\n")
-    );
+    assert!(fs::read_to_string(place.path("starts")).unwrap().ends_with("term\n"));
     until(&mut driver, &run, "a start", |_| place.starts().len() == 2).await;
-    until(&mut driver, &Spec::Absent, "the removal", |turn| {
-        turn.phase == Phase::Absent
-    })
-    .await;
+    until(&mut driver, &Spec::Absent, "the removal", |turn| turn.phase == Phase::Absent).await;
     assert!(!alive(place.pid()));
     assert!(
         !layout.data_dir.exists()
             && !layout.config_dir.exists()
             && !place.path("state/bin").exists()
     );
-    assert_eq!(
-        fs::read_to_string(place.path("etc/rancher/node/password")).unwrap(),
-        "keep"
-    );
+    assert_eq!(fs::read_to_string(place.path("etc/rancher/node/password")).unwrap(), "keep");
 }
 
 #[tokio::test]
 async fn a_worker_gets_its_environment() {
     let place = Place::new();
     let mut wanted = place.run();
-    wanted.role = k3s::Role::Agent {
-        join: common::join("node"),
-    };
+    wanted.role = k3s::Role::Agent { join: common::join("node") };
     let run = Spec::Run(Box::new(wanted));
     let mut driver = place.driver();
     until(&mut driver, &run, "a start", |_| place.starts().len() == 1).await;
@@ -300,22 +239,13 @@ async fn what_cannot_be_run_is_said_and_tried_again() {
     for (release, expected) in [
         (Release::Path(place.path("nowhere")), "cannot read"),
         (Release::Path(place.path("plain")), "not an executable file"),
+        (Release::Path(place.path("liar")), "does not say a K3s version"),
         (
-            Release::Path(place.path("liar")),
-            "does not say a K3s version",
-        ),
-        (
-            Release::Url {
-                url: "http://127.0.0.1:9/k3s".into(),
-                sha256: "short".into(),
-            },
+            Release::Url { url: "http://127.0.0.1:9/k3s".into(), sha256: "short".into() },
             "64 hexadecimal digits",
         ),
         (
-            Release::Url {
-                url: "http://127.0.0.1:9/k3s".into(),
-                sha256: "a".repeat(64),
-            },
+            Release::Url { url: "http://127.0.0.1:9/k3s".into(), sha256: "a".repeat(64) },
             "cannot download",
         ),
     ] {

@@ -57,32 +57,18 @@ write-kubeconfig-mode: "0600"
 
 #[test]
 fn a_founding_server_of_a_current_release() {
-    let rendered = render(
-        &spec(founder()),
-        &binary("v1.33.5+k3s1"),
-        &Layout::default(),
-        true,
-        false,
-    );
+    let rendered =
+        render(&spec(founder()), &binary("v1.33.5+k3s1"), &Layout::default(), true, false);
     assert_eq!(text(&rendered, "50-skein.yaml"), FOUNDER);
     assert!(rendered.left_out.is_empty());
-    let modes: Vec<(String, u32)> = rendered
-        .files
-        .iter()
-        .map(|file| (file.path.display().to_string(), file.mode))
-        .collect();
+    let modes: Vec<(String, u32)> =
+        rendered.files.iter().map(|file| (file.path.display().to_string(), file.mode)).collect();
     assert_eq!(
         modes,
         [
-            (
-                "/etc/rancher/k3s/config.yaml.d/50-skein.yaml".to_owned(),
-                0o600
-            ),
+            ("/etc/rancher/k3s/config.yaml.d/50-skein.yaml".to_owned(), 0o600),
             ("/etc/systemd/system/k3s.service".to_owned(), 0o644),
-            (
-                "/etc/systemd/system/k3s.service.d/10-skein.conf".to_owned(),
-                0o600
-            ),
+            ("/etc/systemd/system/k3s.service.d/10-skein.conf".to_owned(), 0o600),
             ("/etc/systemd/system/k3s.service.env".to_owned(), 0o600),
         ]
     );
@@ -130,9 +116,7 @@ fn an_old_release_gets_one_family_and_only_flags_that_it_has() {
 #[test]
 fn a_joining_server_gets_url_and_full_token() {
     let rendered = render(
-        &spec(Role::Server {
-            join: Some(join("server")),
-        }),
+        &spec(Role::Server { join: Some(join("server")) }),
         &binary("v1.26.1+k3s1"),
         &Layout::default(),
         true,
@@ -140,15 +124,9 @@ fn a_joining_server_gets_url_and_full_token() {
     );
     let config = text(&rendered, "50-skein.yaml");
     assert!(config.contains("server: \"https://[fd5e::100]:6443\"\n"));
-    assert!(config.contains(&format!(
-        "token: \"K10{}::server:joinsecret\"\n",
-        common::HASH
-    )));
+    assert!(config.contains(&format!("token: \"K10{}::server:joinsecret\"\n", common::HASH)));
     assert!(config.contains("agent-token: \"agentsecret\"\n") && !config.contains("cluster-init"));
-    assert!(
-        config.contains("kubelet-arg:\n  - \"node-ip=0.0.0.0\"\n"),
-        "before 1.27: {config}"
-    );
+    assert!(config.contains("kubelet-arg:\n  - \"node-ip=0.0.0.0\"\n"), "before 1.27: {config}");
 }
 
 #[test]
@@ -182,20 +160,8 @@ fn a_worker_gets_its_token_in_a_private_environment() {
 
 #[test]
 fn an_established_founder_needs_its_data_at_boot() {
-    let guarded = render(
-        &spec(founder()),
-        &binary("v1.33.5+k3s1"),
-        &Layout::default(),
-        true,
-        true,
-    );
-    let fresh = render(
-        &spec(founder()),
-        &binary("v1.33.5+k3s1"),
-        &Layout::default(),
-        true,
-        false,
-    );
+    let guarded = render(&spec(founder()), &binary("v1.33.5+k3s1"), &Layout::default(), true, true);
+    let fresh = render(&spec(founder()), &binary("v1.33.5+k3s1"), &Layout::default(), true, false);
     assert!(
         text(&guarded, "10-skein.conf")
             .contains("ConditionPathExists=/var/lib/rancher/k3s/server/db/etcd/member/wal\n")
@@ -208,9 +174,7 @@ fn an_established_founder_needs_its_data_at_boot() {
 fn values_cannot_break_out_of_the_configuration() {
     let mut hostile = spec(founder());
     hostile.node_name = "n1\"\ntoken: evil\n#".into();
-    hostile
-        .extra
-        .insert("node-label".into(), vec!["a: b".into(), "- c".into()]);
+    hostile.extra.insert("node-label".into(), vec!["a: b".into(), "- c".into()]);
     let mut known = binary("v1.33.5+k3s1");
     known.server_flags.insert("node-label".into());
     let rendered = render(&hostile, &known, &Layout::default(), false, false);

@@ -31,10 +31,7 @@ fn settle(fake: &mut Fake, spec: &Spec, now: &mut Instant) -> Vec<Phase> {
         *now = next.wake.max(*now + Duration::from_millis(500));
         fake.tick();
     }
-    assert!(
-        step(spec, &fake.seen, *now).actions.is_empty(),
-        "never comes to rest"
-    );
+    assert!(step(spec, &fake.seen, *now).actions.is_empty(), "never comes to rest");
     phases
 }
 
@@ -42,27 +39,14 @@ fn settle(fake: &mut Fake, spec: &Spec, now: &mut Instant) -> Vec<Phase> {
 fn a_founding_server_passes_its_phases_in_order() {
     let (mut fake, mut now) = (Fake::new(), Instant::now());
     let phases = settle(&mut fake, &run(spec(founder())), &mut now);
-    assert_eq!(
-        phases,
-        [
-            Phase::Installing,
-            Phase::Starting,
-            Phase::Bootstrapped,
-            Phase::Ready
-        ]
-    );
+    assert_eq!(phases, [Phase::Installing, Phase::Starting, Phase::Bootstrapped, Phase::Ready]);
     assert_eq!(fake.started(), 1);
     assert!(fake.marker().is_some_and(|marker| marker.established));
 }
 
 #[test]
 fn joining_servers_and_workers_pass_theirs() {
-    for role in [
-        Role::Server {
-            join: Some(join("server")),
-        },
-        Role::Agent { join: join("node") },
-    ] {
+    for role in [Role::Server { join: Some(join("server")) }, Role::Agent { join: join("node") }] {
         let (mut fake, mut now) = (Fake::new(), Instant::now());
         let phases = settle(&mut fake, &run(spec(role)), &mut now);
         assert_eq!(phases, [Phase::Installing, Phase::Joining, Phase::Ready]);
@@ -72,15 +56,11 @@ fn joining_servers_and_workers_pass_theirs() {
 #[test]
 fn a_restart_of_k3s_is_normal_and_bounded() {
     let (mut fake, mut now) = (Fake::new(), Instant::now());
-    let wanted = run(spec(Role::Server {
-        join: Some(join("server")),
-    }));
+    let wanted = run(spec(Role::Server { join: Some(join("server")) }));
     settle(&mut fake, &wanted, &mut now);
     fake.end(now);
-    fake.seen.log_tail = vec![
-        "level=fatal msg=\"no joinsecret today\u{1b}[2J\"".into(),
-        "more".into(),
-    ];
+    fake.seen.log_tail =
+        vec!["level=fatal msg=\"no joinsecret today\u{1b}[2J\"".into(), "more".into()];
     let next = step(&wanted, &fake.seen, now);
     assert_eq!(next.phase, Phase::Degraded);
     assert!(next.actions.is_empty(), "the backoff is kept");
@@ -91,10 +71,7 @@ fn a_restart_of_k3s_is_normal_and_bounded() {
             && said.contains("1 restart"),
         "{said}"
     );
-    assert!(
-        !said.contains("joinsecret") && !said.contains('\u{1b}'),
-        "{said}"
-    );
+    assert!(!said.contains("joinsecret") && !said.contains('\u{1b}'), "{said}");
     settle(&mut fake, &wanted, &mut now);
     assert_eq!(fake.started(), 2);
 }
@@ -104,16 +81,10 @@ fn only_what_k3s_reads_at_its_start_restarts_it() {
     let (mut fake, mut now) = (Fake::new(), Instant::now());
     let mut wanted = spec(founder());
     settle(&mut fake, &run(wanted.clone()), &mut now);
-    wanted.role = Role::Server {
-        join: Some(join("server")),
-    };
+    wanted.role = Role::Server { join: Some(join("server")) };
     wanted.server_token = None;
     settle(&mut fake, &run(wanted.clone()), &mut now);
-    assert_eq!(
-        fake.started(),
-        1,
-        "who is joined matters only to a server that has not joined"
-    );
+    assert_eq!(fake.started(), 1, "who is joined matters only to a server that has not joined");
     wanted.etcd_args.push("quota-backend-bytes=1".into());
     settle(&mut fake, &run(wanted.clone()), &mut now);
     assert_eq!(fake.started(), 2);
@@ -135,38 +106,23 @@ fn a_founder_without_its_data_founds_no_second_cluster() {
 fn a_k3s_of_somebody_else_is_left_alone() {
     let mut fake = Fake::new();
     fake.seen.foreign = Some("there is a K3s on this host (/x)".into());
-    fake.seen.unit = Unit::Running {
-        role: RoleKind::Server,
-        fingerprint: None,
-    };
+    fake.seen.unit = Unit::Running { role: RoleKind::Server, fingerprint: None };
     let now = Instant::now();
     for wanted in [Spec::Absent, Spec::Stopped, run(spec(founder()))] {
-        assert!(
-            step(&wanted, &fake.seen, now).actions.is_empty(),
-            "{wanted:?}"
-        );
+        assert!(step(&wanted, &fake.seen, now).actions.is_empty(), "{wanted:?}");
     }
-    assert!(matches!(
-        step(&run(spec(founder())), &fake.seen, now).phase,
-        Phase::Failed { .. }
-    ));
+    assert!(matches!(step(&run(spec(founder())), &fake.seen, now).phase, Phase::Failed { .. }));
 }
 
 #[test]
 fn stopped_keeps_data_and_absent_wipes_them() {
     let (mut fake, mut now) = (Fake::new(), Instant::now());
     settle(&mut fake, &run(spec(founder())), &mut now);
-    assert_eq!(
-        settle(&mut fake, &Spec::Stopped, &mut now),
-        [Phase::Stopping, Phase::Stopped]
-    );
+    assert_eq!(settle(&mut fake, &Spec::Stopped, &mut now), [Phase::Stopping, Phase::Stopped]);
     assert!(fake.seen.etcd_data && fake.marker().is_some());
     settle(&mut fake, &run(spec(founder())), &mut now);
     assert_eq!(fake.started(), 2);
-    assert_eq!(
-        settle(&mut fake, &Spec::Absent, &mut now),
-        [Phase::Stopping, Phase::Absent]
-    );
+    assert_eq!(settle(&mut fake, &Spec::Absent, &mut now), [Phase::Stopping, Phase::Absent]);
     assert!(!fake.seen.etcd_data && fake.marker().is_none() && fake.seen.files.is_empty());
 }
 
@@ -181,15 +137,8 @@ fn a_k3s_that_does_not_end_is_killed() {
         iface: String::new(),
         pods: Vec::new(),
     });
-    fake.seen.unit = Unit::Stopping {
-        role: RoleKind::Server,
-        since: now,
-    };
-    assert!(
-        step(&Spec::Stopped, &fake.seen, now + Duration::from_secs(29))
-            .actions
-            .is_empty()
-    );
+    fake.seen.unit = Unit::Stopping { role: RoleKind::Server, since: now };
+    assert!(step(&Spec::Stopped, &fake.seen, now + Duration::from_secs(29)).actions.is_empty());
     let late = step(&Spec::Stopped, &fake.seen, now + Duration::from_secs(31));
     assert_eq!(late.actions, [Action::Kill(RoleKind::Server)]);
 }
@@ -199,22 +148,13 @@ fn a_fetch_that_failed_waits_and_says_why() {
     let mut fake = Fake::new();
     let now = Instant::now();
     let next_try = Some(now + Duration::from_secs(5));
-    fake.seen.binary = Binary::Missing {
-        last_error: Some("its SHA-256 is wrong".into()),
-        next_try,
-    };
+    fake.seen.binary =
+        Binary::Missing { last_error: Some("its SHA-256 is wrong".into()), next_try };
     let next = step(&run(spec(founder())), &fake.seen, now);
     assert!(next.actions.is_empty());
     let said = next.waiting_for.unwrap();
-    assert!(
-        said.contains("SHA-256") && said.contains("next try in"),
-        "{said}"
-    );
-    let later = step(
-        &run(spec(founder())),
-        &fake.seen,
-        now + Duration::from_secs(6),
-    );
+    assert!(said.contains("SHA-256") && said.contains("next try in"), "{said}");
+    let later = step(&run(spec(founder())), &fake.seen, now + Duration::from_secs(6));
     assert!(matches!(later.actions[..], [Action::Fetch(_)]));
 }
 
@@ -224,28 +164,16 @@ fn answering_without_credentials_is_not_ready_yet() {
     settle(&mut fake, &run(spec(founder())), &mut now);
     fake.seen.credentials.server_token = None;
     assert_eq!(fake.seen.probe, Probe::Ready);
-    assert_eq!(
-        step(&run(spec(founder())), &fake.seen, now).phase,
-        Phase::Degraded
-    );
+    assert_eq!(step(&run(spec(founder())), &fake.seen, now).phase, Phase::Degraded);
 }
 
 #[test]
 fn waiting_leaves_what_runs() {
     let (mut fake, mut now) = (Fake::new(), Instant::now());
     settle(&mut fake, &run(spec(founder())), &mut now);
-    let next = step(
-        &Spec::Waiting {
-            reason: "the cluster to be active".into(),
-        },
-        &fake.seen,
-        now,
-    );
+    let next = step(&Spec::Waiting { reason: "the cluster to be active".into() }, &fake.seen, now);
     assert!(next.actions.is_empty());
-    assert_eq!(
-        next.waiting_for.as_deref(),
-        Some("the cluster to be active")
-    );
+    assert_eq!(next.waiting_for.as_deref(), Some("the cluster to be active"));
 }
 
 #[derive(Debug, Clone)]

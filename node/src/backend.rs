@@ -11,7 +11,7 @@ use bytes::Bytes;
 use raft_store::apply::{Change, Command, Outcome};
 use raft_store::model::{Network, NodeId, RequestId, State, UnixMillis};
 use raft_store::plan::Report;
-use raft_store::raft::{Frame, Store, Transport as _, kind};
+use raft_store::raft::{Frame, ProposeError, ReadError, Store, Transport as _, kind};
 use raft_store::seal::FleetKey;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -61,16 +61,35 @@ impl<E: Env> Backend<E> {
                 {
                     tracing::warn!(error = %e, "whereabouts could not be saved");
                 }
-                Ok((
-                    kind,
-                    frames::encode(&Gossip {
-                        records: book.records(),
-                    }),
-                ))
+                Ok((kind, frames::encode(&Gossip { records: book.records() })))
             }
-            other => Err(format!(
-                "unknown frame kind {other}: is the other node newer?"
-            )),
+            other => Err(format!("unknown frame kind {other}: is the other node newer?")),
+        }
+    }
+
+    /// Says by name which voters do not answer.
+    fn without(&self, reason: &'static str, write: bool, missing: &[u64]) -> CallError {
+        let state = self.store.state();
+        let names: Vec<String> = missing.iter().map(|id| state.name_of(NodeId(*id))).collect();
+        let what = if reason == "no_leader" { "no leader" } else { "no quorum" };
+        let voters = self.store.status().voters.len();
+        let why = format!("{what}: of {voters} voters, these do not answer: {}", names.join(", "));
+        CallError::Unavailable { reason, write, why }
+    }
+
+    fn propose_error(&self, e: ProposeError) -> CallError {
+        match e {
+            ProposeError::NoLeader { missing, .. } => self.without("no_leader", true, &missing),
+            ProposeError::NoQuorum { missing, .. } => self.without("no_quorum", true, &missing),
+            other => CallError::Propose(other),
+        }
+    }
+
+    fn read_error(&self, e: ReadError) -> CallError {
+        match e {
+            ReadError::NoLeader { missing, .. } => self.without("no_leader", false, &missing),
+            ReadError::NoQuorum { missing, .. } => self.without("no_quorum", false, &missing),
+            other => CallError::Read(other),
         }
     }
 
@@ -78,13 +97,7 @@ impl<E: Env> Backend<E> {
     fn blind_view(&self) -> FleetView {
         let status = self.store.status();
         let voters = status.voters.iter().copied().map(NodeId).collect();
-        FleetView {
-            leader: None,
-            term: status.term,
-            voters,
-            quorum: false,
-            ..FleetView::default()
-        }
+        FleetView { leader: None, term: status.term, voters, quorum: false, ..FleetView::default() }
     }
 }
 
@@ -100,7 +113,7 @@ impl<E: Env> Daemon for Backend<E> {
             proposal.request = request;
         }
         let proposed = self.store.propose(&proposal, WRITE_DEADLINE).await;
-        let (_, outcome) = proposed.map_err(CallError::Propose)?;
+        let (_, outcome) = proposed.map_err(|e| self.propose_error(e))?;
         if let Outcome::Rejected { rejection } = &outcome {
             tracing::info!(%rejection, by, "a command was refused");
         }
@@ -111,15 +124,9 @@ impl<E: Env> Daemon for Backend<E> {
         let published = if stale {
             self.store.published()
         } else {
-            self.store
-                .read_linear(READ_DEADLINE)
-                .await
-                .map_err(CallError::Read)?
+            self.store.read_linear(READ_DEADLINE).await.map_err(|e| self.read_error(e))?
         };
-        Ok(Snapshot {
-            state: published.state,
-            applied: published.index,
-        })
+        Ok(Snapshot { state: published.state, applied: published.index })
     }
 
     fn state(&self) -> Arc<State> {
@@ -137,24 +144,16 @@ impl<E: Env> Daemon for Backend<E> {
         let view = if leader == self.me.0 {
             self.leader.view().await
         } else {
-            let frame = Frame {
-                kind: frames::kind::VIEW,
-                body: Bytes::new(),
-            };
+            let frame = Frame { kind: frames::kind::VIEW, body: Bytes::new() };
             let answer = self.transport.call(leader, frame, VIEW_DEADLINE).await.ok();
-            answer
-                .and_then(|a| frames::decode::<Option<FleetView>>(&a.body).ok())
-                .flatten()
+            answer.and_then(|a| frames::decode::<Option<FleetView>>(&a.body).ok()).flatten()
         };
         view.unwrap_or_else(|| self.blind_view())
     }
 
     async fn frame(&self, from: Uuid, kind: u32, body: Bytes) -> Result<(u32, Bytes), CallError> {
         if kind > kind::LAST {
-            return self
-                .own_frame(kind, &body)
-                .await
-                .map_err(CallError::NotReady);
+            return self.own_frame(kind, &body).await.map_err(CallError::NotReady);
         }
         // Only tells senders of snapshots apart.
         let sender = from.as_u64_pair().1;

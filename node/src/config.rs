@@ -118,16 +118,10 @@ impl Config {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => String::new(),
             Err(source) => {
-                return Err(ConfigError::Read {
-                    path: path.to_owned(),
-                    source,
-                });
+                return Err(ConfigError::Read { path: path.to_owned(), source });
             }
         };
-        Self::parse(&text).map_err(|why| ConfigError::Parse {
-            path: path.to_owned(),
-            why,
-        })
+        Self::parse(&text).map_err(|why| ConfigError::Parse { path: path.to_owned(), why })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -158,11 +152,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         assert!(Config::parse("nmae = 'a'").unwrap_err().contains("nmae"));
-        assert!(
-            Config::parse("[k3s]\nurl = 'https://x'")
-                .unwrap_err()
-                .contains("sha256")
-        );
+        assert!(Config::parse("[k3s]\nurl = 'https://x'").unwrap_err().contains("sha256"));
         let ok = Config::parse("[k3s]\nbinary = '/opt/k3s'\nmanager = 'process'").unwrap();
         assert_eq!(ok.k3s.manager, Manager::Process);
     }

@@ -78,10 +78,9 @@ fn profile(timers: Timers) -> Profile {
 pub fn release(config: &Config) -> k3s::Release {
     match (&config.k3s.binary, &config.k3s.url, &config.k3s.sha256) {
         (Some(path), _, _) => k3s::Release::Path(path.clone()),
-        (None, Some(url), Some(sha256)) => k3s::Release::Url {
-            url: url.clone(),
-            sha256: sha256.clone(),
-        },
+        (None, Some(url), Some(sha256)) => {
+            k3s::Release::Url { url: url.clone(), sha256: sha256.clone() }
+        }
         _ => k3s::Release::Pinned,
     }
 }
@@ -89,11 +88,7 @@ pub fn release(config: &Config) -> k3s::Release {
 /// The store's configuration for a member.
 pub fn store_config(identity: &Identity, config: &Config) -> Result<StoreConfig, IdentityError> {
     let member = identity.membership()?;
-    Ok(StoreConfig {
-        id: member.node.0,
-        fleet: member.fleet,
-        profile: profile(config.timers),
-    })
+    Ok(StoreConfig { id: member.node.0, fleet: member.fleet, profile: profile(config.timers) })
 }
 
 /// The member's papers for TLS.
@@ -114,10 +109,24 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
         }
         other => other,
     };
-    bound.map_err(|source| DaemonError::Listen {
-        address: address.to_string(),
+    bound.map_err(|source| DaemonError::Listen { address: address.to_string(), source })
+}
+
+/// What the daemon listens on; bound before anything else, so that a second daemon ends at once.
+struct Listeners {
+    api: TcpListener,
+    http: TcpListener,
+    local: tokio::net::UnixListener,
+}
+
+async fn listen(config: &Config, paths: &Paths) -> Result<Listeners, DaemonError> {
+    let api = bind(config.listen).await?;
+    let http = bind(config.http).await?;
+    let local = api::server::bind_local(&paths.socket).map_err(|source| DaemonError::Listen {
+        address: paths.socket.display().to_string(),
         source,
-    })
+    })?;
+    Ok(Listeners { api, http, local })
 }
 
 /// Runs the daemon of a member until it is told to end, or something vital ends.
@@ -131,86 +140,81 @@ pub async fn run<E: Env>(
     config: Config,
     paths: Paths,
 ) -> Result<(), DaemonError> {
-    let member = identity
-        .membership()
-        .map_err(DaemonError::Identity)?
-        .clone();
+    let member = identity.membership().map_err(DaemonError::Identity)?.clone();
     let papers = papers(&identity).map_err(DaemonError::Identity)?;
     let server_tls = papers.server().map_err(DaemonError::Tls)?;
-    let listener = bind(config.listen).await?;
-    let http = bind(config.http).await?;
-    let local = api::server::bind_local(&paths.socket).map_err(|source| DaemonError::Listen {
-        address: paths.socket.display().to_string(),
-        source,
-    })?;
+    let listeners = listen(&config, &paths).await?;
     let transport = NodeTransport::new(env.wire(), book.clone());
     let store_config = store_config(&identity, &config).map_err(DaemonError::Identity)?;
-    let store = Store::open(&paths.state_dir, &store_config, transport.clone())
-        .await
-        .map_err(DaemonError::Store)?;
+    let opening = Store::open(&paths.state_dir, &store_config, transport.clone());
+    let store = opening.await.map_err(DaemonError::Store)?;
     tracing::info!(node = %member.name, id = %member.node, commit = crate::COMMIT, "the daemon runs");
 
     let scope = Scope::new();
-    let (key_tx, fleet_key) = watch::channel(None::<FleetKey>);
-    let (metrics_tx, metrics) = watch::channel(String::new());
-    let (leader, inbox) = channel();
-    let own = OwnHandle::default();
+    let (fatal, ended) = mpsc::channel::<String>(8);
+    let (key, fleet_key) = watch::channel(None::<FleetKey>);
     let shared = Shared {
-        env: env.clone(),
+        env,
         me: member.node,
         name: member.name.to_string(),
         store: store.clone(),
-        book: book.clone(),
-        own: own.clone(),
-        fleet_key: fleet_key.clone(),
-    };
-    let backend = Arc::new(Backend {
-        env: env.clone(),
-        me: member.node,
-        store: store.clone(),
-        transport: transport.clone(),
-        leader: leader.clone(),
-        book: book.clone(),
-        fleet_key: fleet_key.clone(),
-        metrics,
-    });
-
-    let (fatal, mut ended) = mpsc::channel::<String>(8);
-    serve(&scope, &fatal, backend, server_tls, (listener, http, local));
-    scope.spawn(
-        "key",
-        open_key(store.clone(), member.node, *identity.sealing(), key_tx),
-    );
-    scope.spawn(
-        "leader",
-        Leader::new(env.clone(), store.clone(), fleet_key).run(inbox),
-    );
-    scope.spawn(
-        "reporter",
-        reporter::run(member.node, store.clone(), transport, leader, own),
-    );
-    let gossiper = Gossiper::new(
-        env,
         book,
-        store.clone(),
-        (identity.uuid(), member.node.0),
-        &config,
-    );
+        own: OwnHandle::default(),
+        fleet_key,
+    };
+    scope.spawn("key", open_key(store.clone(), member.node, *identity.sealing(), key));
+    let gossiper = Gossiper::new(&shared, (identity.uuid(), member.node.0), &config);
     scope.spawn("gossip", gossiper.run());
-    start_agents(&scope, shared, &identity, &config, &paths, metrics_tx);
+    let metrics = start_agents(&scope, shared.clone(), &identity, &config, &paths);
+    let backend = start_control(&scope, shared, transport, metrics);
+    serve(&scope, &fatal, backend, server_tls, listeners);
     scope.spawn("raft watch", watch_raft(store.clone(), fatal));
+    end(&scope, &store, ended).await
+}
 
+/// Waits for the end, and ends in order.
+async fn end<W: crate::env::Wire>(
+    scope: &Scope,
+    store: &Store<NodeTransport<W>>,
+    mut ended: mpsc::Receiver<String>,
+) -> Result<(), DaemonError> {
     let result = tokio::select! {
         biased;
         () = told_to_end() => Ok(()),
         why = ended.recv() => Err(DaemonError::Ended(why.unwrap_or_default())),
     };
     // A leader that leaves says so: the next one is there in milliseconds.
-    hand_over(&store).await;
+    hand_over(store).await;
     scope.kill();
+    // A store that does not stop in time ends with the process.
     let _ = timeout(STOP_MAX, store.stop()).await;
     tracing::info!("the daemon has ended; K3s and the overlay's device go on");
     result
+}
+
+/// Starts the leader's loop and the reports to it, and puts together what the API needs.
+fn start_control<E: Env>(
+    scope: &Scope,
+    shared: Shared<E>,
+    transport: NodeTransport<E::Wire>,
+    metrics: watch::Receiver<String>,
+) -> Arc<Backend<E>> {
+    let (leader, inbox) = channel();
+    let (env, store) = (shared.env.clone(), shared.store.clone());
+    let looking = Leader::new(env, store.clone(), shared.fleet_key.clone()).run(inbox);
+    scope.spawn("leader", looking);
+    let reporting = reporter::run(shared.me, store, transport.clone(), leader.clone(), shared.own);
+    scope.spawn("reporter", reporting);
+    Arc::new(Backend {
+        env: shared.env,
+        me: shared.me,
+        store: shared.store,
+        transport,
+        leader,
+        book: shared.book,
+        fleet_key: shared.fleet_key,
+        metrics,
+    })
 }
 
 fn start_agents<E: Env>(
@@ -219,23 +223,17 @@ fn start_agents<E: Env>(
     identity: &Identity,
     config: &Config,
     paths: &Paths,
-    metrics: watch::Sender<String>,
-) {
+) -> watch::Receiver<String> {
+    let (metrics_tx, metrics) = watch::channel(String::new());
     let (left_tx, left) = watch::channel(false);
     let wireguard = zeroize::Zeroizing::new(*identity.wireguard());
-    let overlay = OverlayAgent::new(shared.clone(), wireguard, metrics);
+    let overlay = OverlayAgent::new(shared.clone(), wireguard, metrics_tx);
     scope.spawn("overlay", overlay.run());
     let dir = paths.state_dir.join("k3s");
-    let data_dir = config
-        .k3s
-        .data_dir
-        .clone()
-        .unwrap_or_else(|| "/var/lib/rancher/k3s".into());
-    scope.spawn(
-        "k3s",
-        K3sAgent::new(shared.clone(), release(config), dir, left).run(),
-    );
+    let data_dir = config.k3s.data_dir.clone().unwrap_or_else(|| "/var/lib/rancher/k3s".into());
+    scope.spawn("k3s", K3sAgent::new(shared.clone(), release(config), dir, left).run());
     scope.spawn("chores", ChoresAgent::new(shared, data_dir, left_tx).run());
+    metrics
 }
 
 fn serve<E: Env>(
@@ -243,7 +241,7 @@ fn serve<E: Env>(
     fatal: &mpsc::Sender<String>,
     backend: Arc<Backend<E>>,
     tls: Arc<rustls::ServerConfig>,
-    (listener, http, local): (TcpListener, TcpListener, tokio::net::UnixListener),
+    listeners: Listeners,
 ) {
     let ends = |what: &'static str| {
         let fatal = fatal.clone();
@@ -254,17 +252,17 @@ fn serve<E: Env>(
     };
     let (end, daemon) = (ends("the API"), backend.clone());
     scope.spawn("api", async move {
-        let result = api::server::serve_tls(daemon, listener, tls).await;
+        let result = api::server::serve_tls(daemon, listeners.api, tls).await;
         end(format!("{result:?}")).await;
     });
     let (end, daemon) = (ends("the local socket"), backend.clone());
     scope.spawn("local api", async move {
-        let result = api::server::serve_local(daemon, local).await;
+        let result = api::server::serve_local(daemon, listeners.local).await;
         end(format!("{result:?}")).await;
     });
     let end = ends("HTTP");
     scope.spawn("http", async move {
-        let result = api::http::serve(backend, http).await;
+        let result = api::http::serve(backend, listeners.http).await;
         end(format!("{result:?}")).await;
     });
 }
@@ -279,11 +277,7 @@ async fn open_key<W: crate::env::Wire>(
     let sealing = zeroize::Zeroizing::new(sealing);
     loop {
         let published = store.published();
-        let boxed = published
-            .state
-            .nodes
-            .get(&me)
-            .and_then(|n| n.key_box.as_ref());
+        let boxed = published.state.nodes.get(&me).and_then(|n| n.key_box.as_ref());
         match boxed.map(|b| FleetKey::unbox(b, &sealing)) {
             Some(Ok(opened)) => {
                 key.send_replace(Some(opened));
@@ -327,10 +321,9 @@ async fn hand_over<W: crate::env::Wire>(store: &Store<NodeTransport<W>>) {
 }
 
 async fn told_to_end() {
-    let (Ok(mut term), Ok(mut int)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {

@@ -52,9 +52,7 @@ struct Alone;
 
 impl Transport for Alone {
     async fn call(&self, to: u64, _: Frame, _: Duration) -> Result<Frame, TransportError> {
-        Err(TransportError::Unreachable(format!(
-            "node {to}: the fleet is being founded"
-        )))
+        Err(TransportError::Unreachable(format!("node {to}: the fleet is being founded")))
     }
 }
 
@@ -102,27 +100,17 @@ pub async fn init(dir: &Path, init: &Init) -> Result<Identity, ApiError> {
     let pool = choose_pool(init.ipv4_pool)?;
     // Raft's store is bound to the fleet's id, so an interrupted founding keeps the one it began with.
     let fleet = identity.request();
-    let config = StoreConfig {
-        id: FOUNDER.0,
-        fleet,
-        profile: Profile::Lan,
-    };
+    let config = StoreConfig { id: FOUNDER.0, fleet, profile: Profile::Lan };
     let open = Store::open(dir, &config, Alone).await;
     let store =
         open.map_err(|e| fail(WHAT, e, "run `skein init` again, or empty the state folder"))?;
     let result = found(&store, &identity, fleet, init, pool).await;
     store.stop().await;
     result?;
-    let membership = Membership {
-        fleet,
-        node: FOUNDER,
-        name: init.name.clone(),
-    };
+    let membership = Membership { fleet, node: FOUNDER, name: init.name.clone() };
     let cert = identity.cert_pem().map_err(identity_error(WHAT))?;
     let ca = identity.ca_pem().map_err(identity_error(WHAT))?;
-    identity
-        .enter(&cert, &ca, membership)
-        .map_err(identity_error(WHAT))?;
+    identity.enter(&cert, &ca, membership).map_err(identity_error(WHAT))?;
     Ok(identity)
 }
 
@@ -146,18 +134,12 @@ async fn found(
     let ca = make_ca(fleet, now_s).map_err(|e| failed(&e))?;
     let authority = Authority::open(&ca.cert_pem, &ca.key_pem).map_err(|e| failed(&e))?;
     let csr = make_csr(identity.tls_key_pem()).map_err(|e| failed(&e))?;
-    let cert = authority
-        .sign_node(&csr, fleet, identity.uuid(), now_s)
-        .map_err(|e| failed(&e))?;
+    let cert = authority.sign_node(&csr, fleet, identity.uuid(), now_s).map_err(|e| failed(&e))?;
     // The papers come first: a fleet whose founder lost its certificate could not be entered.
-    identity
-        .put_papers(&cert, &ca.cert_pem)
-        .map_err(identity_error(WHAT))?;
+    identity.put_papers(&cert, &ca.cert_pem).map_err(identity_error(WHAT))?;
     let key = FleetKey::from_bytes(key32());
     let sealing = identity.sealing_public();
-    let network = NETWORK
-        .parse()
-        .map_err(|e: raft_store::model::InvalidName| failed(&e))?;
+    let network = NETWORK.parse().map_err(|e: raft_store::model::InvalidName| failed(&e))?;
     let command = Command::FoundFleet(FoundFleet {
         id: fleet,
         ca_cert: ca.cert_pem.clone(),
@@ -169,18 +151,8 @@ async fn found(
         node: new_node(identity, &init.name),
         key_box: key.boxed(&sealing, key32(), nonce()),
     });
-    let proposal = Proposal {
-        request: RequestId(new_uuid()),
-        at,
-        by: "local".into(),
-        command,
-    };
-    match store
-        .propose(&proposal, FOUND_MAX)
-        .await
-        .map_err(|e| failed(&e))?
-        .1
-    {
+    let proposal = Proposal { request: RequestId(new_uuid()), at, by: "local".into(), command };
+    match store.propose(&proposal, FOUND_MAX).await.map_err(|e| failed(&e))?.1 {
         Outcome::Rejected { rejection } => Err(failed(&rejection)),
         _ => Ok(()),
     }
@@ -283,17 +255,9 @@ pub async fn join(
         if m.fleet == ticket.fleet && m.name == *name {
             return Ok(identity);
         }
-        let same = if m.fleet == ticket.fleet {
-            "this fleet"
-        } else {
-            "another fleet"
-        };
+        let same = if m.fleet == ticket.fleet { "this fleet" } else { "another fleet" };
         let why = format!("it is {} in {same} already", m.name);
-        return Err(fail(
-            WHAT,
-            why,
-            "to start anew, stop the daemon and empty /var/lib/skein",
-        ));
+        return Err(fail(WHAT, why, "to start anew, stop the daemon and empty /var/lib/skein"));
     }
     let csr_pem =
         make_csr(identity.tls_key_pem()).map_err(|e| fail(WHAT, e, "run the command again"))?;
@@ -330,13 +294,9 @@ pub async fn join(
     for endpoint in &ticket.endpoints {
         book.hint(*endpoint);
     }
-    book.save()
-        .map_err(|e| fail(WHAT, e, "make room on the disk and run the command again"))?;
-    let membership = Membership {
-        fleet: ticket.fleet,
-        node: NodeId(answer.node_id),
-        name: name.clone(),
-    };
+    book.save().map_err(|e| fail(WHAT, e, "make room on the disk and run the command again"))?;
+    let membership =
+        Membership { fleet: ticket.fleet, node: NodeId(answer.node_id), name: name.clone() };
     let entered = identity.enter(&answer.certificate_pem, &answer.ca_pem, membership);
     entered.map_err(identity_error(WHAT))?;
     Ok(identity)

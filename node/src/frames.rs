@@ -31,9 +31,7 @@ pub struct Gossip {
 
 /// Encodes a message of the daemon.
 pub fn encode(message: &impl Serialize) -> bytes::Bytes {
-    serde_json::to_vec(message)
-        .expect("the daemon's messages are plain data")
-        .into()
+    serde_json::to_vec(message).expect("the daemon's messages are plain data").into()
 }
 
 /// Decodes a message of the daemon; hostile bytes are an error.

@@ -9,6 +9,7 @@ use raft_store::raft::Store;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::agent::Shared;
 use crate::config::Config;
 use crate::env::{Env, Wire};
 use crate::frames::{self, Gossip};
@@ -34,31 +35,15 @@ pub struct Gossiper<E: Env> {
 
 impl<E: Env> Gossiper<E> {
     /// Makes the gossiper of the node with this identity; its record is newer than any that it wrote before.
-    pub fn new(
-        env: Arc<E>,
-        book: SharedBook,
-        store: Store<NodeTransport<E::Wire>>,
-        (uuid, node): (Uuid, u64),
-        config: &Config,
-    ) -> Self {
+    pub fn new(shared: &Shared<E>, (uuid, node): (Uuid, u64), config: &Config) -> Self {
+        let (env, book, store) = (shared.env.clone(), shared.book.clone(), shared.store.clone());
         let before = book.lock().records().into_iter().find(|r| r.uuid == uuid);
         let incarnation = before.map_or(1, |r| r.incarnation + 1).max(env.wall().0);
-        let me = Record {
-            uuid,
-            node,
-            incarnation,
-            seq: 0,
-            addresses: Vec::new(),
-        };
+        let addresses = Vec::new();
+        let me = Record { uuid, node, incarnation, seq: 0, addresses };
         let advertise = config.advertise.clone();
-        let mut gossiper = Self {
-            env,
-            book,
-            store,
-            me,
-            listen: config.listen.port(),
-            advertise,
-        };
+        let listen = config.listen.port();
+        let mut gossiper = Self { env, book, store, me, listen, advertise };
         gossiper.look_at_self();
         gossiper
     }
@@ -111,31 +96,22 @@ impl<E: Env> Gossiper<E> {
             }
             (book.records(), book.hints().to_vec())
         };
-        let body = frames::encode(&Gossip {
-            records: records.clone(),
-        });
+        let body = frames::encode(&Gossip { records: records.clone() });
         let others: Vec<&Record> = records.iter().filter(|r| r.uuid != self.me.uuid).collect();
         let first = round.wrapping_mul(FAN_OUT) % others.len().max(1);
-        let chosen = others
-            .iter()
-            .cycle()
-            .skip(first)
-            .take(FAN_OUT.min(others.len()));
+        let chosen = others.iter().cycle().skip(first).take(FAN_OUT.min(others.len()));
         let wire = self.env.wire();
-        let asked = chosen.map(|r| {
-            let (wire, body) = (wire.clone(), body.clone());
-            async move {
-                wire.call(r.uuid, &r.addresses, (frames::kind::GOSSIP, body), DEADLINE)
-                    .await
-            }
-        });
+        let asked =
+            chosen.map(|r| {
+                let (wire, body) = (wire.clone(), body.clone());
+                async move {
+                    wire.call(r.uuid, &r.addresses, (frames::kind::GOSSIP, body), DEADLINE).await
+                }
+            });
         let unknown = |h: &&SocketAddr| !records.iter().any(|r| r.addresses.contains(h));
         let hinted = hints.iter().filter(unknown).map(|h| {
             let (wire, body) = (wire.clone(), body.clone());
-            async move {
-                wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE)
-                    .await
-            }
+            async move { wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE).await }
         });
         let (known, hinted) = futures::join!(join_all(asked), join_all(hinted));
         let mut news = false;

@@ -48,9 +48,7 @@ pub struct Identity {
 
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity")
-            .field("file", &self.file)
-            .finish_non_exhaustive()
+        f.debug_struct("Identity").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
@@ -92,17 +90,11 @@ pub enum IdentityError {
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> IdentityError + '_ {
-    move |source| IdentityError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    move |source| IdentityError::Io { path: path.to_owned(), source }
 }
 
 fn damaged(path: &Path, why: impl std::fmt::Display) -> IdentityError {
-    IdentityError::Damaged {
-        path: path.to_owned(),
-        why: why.to_string(),
-    }
+    IdentityError::Damaged { path: path.to_owned(), why: why.to_string() }
 }
 
 impl Identity {
@@ -170,12 +162,7 @@ impl Identity {
         let mut ids = [[0u8; 16]; 2];
         ids.iter_mut().for_each(|id| random(id));
         let [uuid, request] = ids.map(|id| uuid::Builder::from_random_bytes(id).into_uuid());
-        let file = IdentityFile {
-            version: VERSION,
-            uuid,
-            request,
-            membership: None,
-        };
+        let file = IdentityFile { version: VERSION, uuid, request, membership: None };
         write_file(dir, &file)?;
         Self::load(dir)
     }
@@ -239,10 +226,7 @@ impl Identity {
     /// # Errors
     /// When the machine is no member yet.
     pub fn membership(&self) -> Result<&Membership, IdentityError> {
-        self.file
-            .membership
-            .as_ref()
-            .ok_or(IdentityError::NotMember)
+        self.file.membership.as_ref().ok_or(IdentityError::NotMember)
     }
 
     /// Returns the identity that the certificate names.
@@ -289,9 +273,7 @@ fn public(private: &[u8; 32]) -> PublicKey {
 fn read_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, IdentityError> {
     let text = Zeroizing::new(fs::read_to_string(path).map_err(io_error(path))?);
     let bytes = STANDARD.decode(text.trim()).map_err(|e| damaged(path, e))?;
-    let key: [u8; 32] = bytes
-        .try_into()
-        .map_err(|_| damaged(path, "it holds no 32 bytes"))?;
+    let key: [u8; 32] = bytes.try_into().map_err(|_| damaged(path, "it holds no 32 bytes"))?;
     Ok(Zeroizing::new(key))
 }
 
@@ -325,14 +307,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         make(dir.path(), 3);
         fs::write(dir.path().join("identity.json"), r#"{"version":2}"#).unwrap();
-        assert!(matches!(
-            Identity::load(dir.path()),
-            Err(IdentityError::Newer { found: 2, .. })
-        ));
+        assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Newer { found: 2, .. })));
         fs::write(dir.path().join("identity.json"), "{").unwrap();
-        assert!(matches!(
-            Identity::load(dir.path()),
-            Err(IdentityError::Damaged { .. })
-        ));
+        assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Damaged { .. })));
     }
 }

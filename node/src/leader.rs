@@ -156,13 +156,7 @@ impl<E: Env> Leader<E> {
         let now = Instant::now().into_std();
         let node = |id: &NodeId| {
             let report = seen.seen(*id).map(|s| s.report.clone());
-            (
-                *id,
-                NodeView {
-                    health: seen.health(*id, now),
-                    report,
-                },
-            )
+            (*id, NodeView { health: seen.health(*id, now), report })
         };
         FleetView {
             leader: status.leader.map(NodeId),
@@ -199,8 +193,7 @@ impl<E: Env> Leader<E> {
         {
             self.changed_at = now;
             let store = self.store.clone();
-            self.changing
-                .spawn(async move { change_membership(&store, change).await });
+            self.changing.spawn(async move { change_membership(&store, change).await });
         }
     }
 
@@ -215,11 +208,7 @@ impl<E: Env> Leader<E> {
             voters: status.voters.iter().copied().map(NodeId).collect(),
             learners: status.learners.iter().copied().map(NodeId).collect(),
             last_log: status.last_log,
-            matched: status
-                .matched
-                .iter()
-                .map(|(id, m)| (NodeId(*id), *m))
-                .collect(),
+            matched: status.matched.iter().map(|(id, m)| (NodeId(*id), *m)).collect(),
         };
         plan_membership(&self.store.state(), &membership, seen, now.into_std())
     }
@@ -232,32 +221,20 @@ impl<E: Env> Leader<E> {
         let mut nonce = [0; 24];
         nonce.copy_from_slice(&self.env.random()[..24]);
         let key_box = key.boxed(&node.sealing, self.env.random(), nonce);
-        Some(Command::HandKey {
-            node: node.id,
-            key_box,
-        })
+        Some(Command::HandKey { node: node.id, key_box })
     }
 }
 
 fn has_quorum(status: &RaftStatus) -> bool {
     let leads = status.leader == Some(status.id);
     let alone = status.voters.len() == 1;
-    leads
-        && (alone
-            || status
-                .quorum_acked
-                .is_some_and(|ago| ago < QUORUM_MAX.max(WINDOW)))
+    leads && (alone || status.quorum_acked.is_some_and(|ago| ago < QUORUM_MAX.max(WINDOW)))
 }
 
 /// Wraps a command of the daemon's own into a proposal.
 pub fn proposal<E: Env>(env: &E, by: &str, command: Command) -> Proposal {
     let id = uuid::Builder::from_random_bytes(first16(env.random())).into_uuid();
-    Proposal {
-        request: RequestId(id),
-        at: env.wall(),
-        by: by.into(),
-        command,
-    }
+    Proposal { request: RequestId(id), at: env.wall(), by: by.into(), command }
 }
 
 fn first16(bytes: [u8; 32]) -> [u8; 16] {

@@ -48,37 +48,26 @@ pub fn meshes(state: &State, generation: u64, local: &Local<'_>) -> Vec<MeshSpec
 /// VIPs that this node answers for, and those that it prepares to answer for.
 fn held(state: &State, net: &Network, me: NodeId) -> Vec<IpAddr> {
     let mine = |v: &&Vip| v.holder == Some(me) || v.next.is_some_and(|n| n.node == me);
-    let vips = state
-        .vips
-        .values()
-        .filter(|v| v.network == net.id)
-        .filter(mine);
+    let vips = state.vips.values().filter(|v| v.network == net.id).filter(mine);
     vips.flat_map(Vip::addresses).collect()
 }
 
 fn peers(state: &State, net: &Network, local: &Local<'_>) -> Vec<PeerSpec> {
-    let nodes = state
-        .nodes
-        .values()
-        .filter(|n| n.id != local.me)
-        .filter_map(|n| {
-            let own = n.networks.get(&net.id)?;
-            let mut allowed = vec![single(own.v6.into()), single(own.v4.into())];
-            let vips = state
-                .vips
-                .values()
-                .filter(|v| v.network == net.id && v.holder == Some(n.id));
-            allowed.extend(vips.flat_map(Vip::addresses).map(single));
-            allowed.extend(pods(state, net, n));
-            let hosts = local.hosts.get(&n.uuid).into_iter().flatten();
-            Some(PeerSpec {
-                name: n.name.to_string(),
-                public_key: sdwan::PublicKey(n.wireguard.0),
-                endpoints: hosts.map(|ip| SocketAddr::new(*ip, net.port)).collect(),
-                allowed_ips: allowed,
-                keepalive: Some(KEEPALIVE_S),
-            })
-        });
+    let nodes = state.nodes.values().filter(|n| n.id != local.me).filter_map(|n| {
+        let own = n.networks.get(&net.id)?;
+        let mut allowed = vec![single(own.v6.into()), single(own.v4.into())];
+        let vips = state.vips.values().filter(|v| v.network == net.id && v.holder == Some(n.id));
+        allowed.extend(vips.flat_map(Vip::addresses).map(single));
+        allowed.extend(pods(state, net, n));
+        let hosts = local.hosts.get(&n.uuid).into_iter().flatten();
+        Some(PeerSpec {
+            name: n.name.to_string(),
+            public_key: sdwan::PublicKey(n.wireguard.0),
+            endpoints: hosts.map(|ip| SocketAddr::new(*ip, net.port)).collect(),
+            allowed_ips: allowed,
+            keepalive: Some(KEEPALIVE_S),
+        })
+    });
     let devices = net.devices.iter().map(|(name, d)| PeerSpec {
         name: name.to_string(),
         public_key: sdwan::PublicKey(d.key.0),
@@ -92,10 +81,7 @@ fn peers(state: &State, net: &Network, local: &Local<'_>) -> Vec<PeerSpec> {
 /// A node's pod ranges, if its cluster lives on this network.
 fn pods<'a>(state: &'a State, net: &Network, n: &'a Node) -> impl Iterator<Item = IpNet> + 'a {
     let here = state.cluster_of(n).is_some_and(|c| c.network == net.id);
-    n.assignment
-        .iter()
-        .filter(move |_| here)
-        .flat_map(|a| a.pods.cidrs.iter().copied())
+    n.assignment.iter().filter(move |_| here).flat_map(|a| a.pods.cidrs.iter().copied())
 }
 
 fn single(ip: IpAddr) -> IpNet {
@@ -106,9 +92,7 @@ fn single(ip: IpAddr) -> IpNet {
 pub fn lost_addresses(state: &State, vip: &Vip, lost: NodeId) -> Vec<IpAddr> {
     let node = state.nodes.get(&lost);
     let own = node.and_then(|n| n.networks.get(&vip.network));
-    let own = own
-        .into_iter()
-        .flat_map(|a| [IpAddr::from(a.v6), a.v4.into()]);
+    let own = own.into_iter().flat_map(|a| [IpAddr::from(a.v6), a.v4.into()]);
     own.chain(vip.addresses()).collect()
 }
 
@@ -152,9 +136,7 @@ pub fn k3s_spec(state: &State, inputs: &K3sInputs<'_>) -> k3s::Spec {
         return k3s::Spec::Stopped;
     }
     let Some(cluster) = state.cluster_of(node) else {
-        return k3s::Spec::Waiting {
-            reason: "a cluster to be created".into(),
-        };
+        return k3s::Spec::Waiting { reason: "a cluster to be created".into() };
     };
     if let Some(reason) = state.member_blocked_by(cluster, node) {
         return k3s::Spec::Waiting { reason };
@@ -163,9 +145,7 @@ pub fn k3s_spec(state: &State, inputs: &K3sInputs<'_>) -> k3s::Spec {
         Err(reason) => k3s::Spec::Waiting { reason },
         Ok(role) => match run_spec(state, cluster, node, role, inputs) {
             Some(run) => k3s::Spec::Run(Box::new(run)),
-            None => k3s::Spec::Waiting {
-                reason: "an address in the cluster's network".into(),
-            },
+            None => k3s::Spec::Waiting { reason: "an address in the cluster's network".into() },
         },
     }
 }
@@ -178,23 +158,14 @@ fn role(
 ) -> Result<k3s::Role, String> {
     let founds = cluster.bootstrap == Some(node.id);
     let join = |token: fn(&ClusterSecrets) -> &String| {
-        let secrets = inputs
-            .secrets
-            .ok_or("the fleet's key, to open the cluster's secrets")?;
+        let secrets = inputs.secrets.ok_or("the fleet's key, to open the cluster's secrets")?;
         let url = cluster.endpoint.clone().ok_or("the cluster's endpoint")?;
-        Ok::<_, String>(k3s::Join {
-            url,
-            token: k3s::Secret::new(token(secrets).clone()),
-        })
+        Ok::<_, String>(k3s::Join { url, token: k3s::Secret::new(token(secrets).clone()) })
     };
     match role {
         Role::K3sServer if founds => Ok(k3s::Role::Server { join: None }),
-        Role::K3sServer => Ok(k3s::Role::Server {
-            join: Some(join(|s| &s.server_token)?),
-        }),
-        Role::K3sAgent => Ok(k3s::Role::Agent {
-            join: join(|s| &s.agent_token)?,
-        }),
+        Role::K3sServer => Ok(k3s::Role::Server { join: Some(join(|s| &s.server_token)?) }),
+        Role::K3sAgent => Ok(k3s::Role::Agent { join: join(|s| &s.agent_token)? }),
     }
 }
 
@@ -209,9 +180,7 @@ fn run_spec(
     let net = state.networks.get(&cluster.network)?;
     let vip = state.vips.get(&cluster.vip)?;
     let order = node.assignment.as_ref()?.order;
-    let secret = inputs
-        .secrets
-        .map(|s| k3s::Secret::new(s.agent_secret.clone()));
+    let secret = inputs.secrets.map(|s| k3s::Secret::new(s.agent_secret.clone()));
     let founding = inputs.founding;
     Some(k3s::RunSpec {
         node_name: node.name.to_string(),

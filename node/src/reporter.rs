@@ -35,10 +35,7 @@ pub async fn run<W: Wire>(
                 leader.report(report).await;
             }
             Some(id) => {
-                let frame = Frame {
-                    kind: frames::kind::REPORT,
-                    body: frames::encode(&report),
-                };
+                let frame = Frame { kind: frames::kind::REPORT, body: frames::encode(&report) };
                 if let Ok(answer) = transport.call(id, frame, DEADLINE).await
                     && let Ok(heard) = frames::decode::<Heard>(&answer.body)
                     && !heard.leader

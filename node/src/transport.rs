@@ -50,14 +50,10 @@ impl<W: Wire> Transport for NodeTransport<W> {
             book.uuid_of(to).map(|uuid| (uuid, book.addresses(uuid)))
         };
         let Some((uuid, addresses)) = known else {
-            return Err(TransportError::Unreachable(format!(
-                "node {to} has told no address yet"
-            )));
+            return Err(TransportError::Unreachable(format!("node {to} has told no address yet")));
         };
-        let (kind, body) = self
-            .wire
-            .call(uuid, &addresses, (frame.kind, frame.body), deadline)
-            .await?;
+        let (kind, body) =
+            self.wire.call(uuid, &addresses, (frame.kind, frame.body), deadline).await?;
         Ok(Frame { kind, body })
     }
 }

@@ -101,10 +101,7 @@ impl Book {
 
     /// Returns the identity of the node with this Raft id.
     pub fn uuid_of(&self, node: u64) -> Option<Uuid> {
-        self.records
-            .values()
-            .find(|r| r.node == node)
-            .map(|r| r.uuid)
+        self.records.values().find(|r| r.node == node).map(|r| r.uuid)
     }
 
     /// Returns the Raft id of the node with this identity.
@@ -114,10 +111,7 @@ impl Book {
 
     /// Returns where a node's API is reached.
     pub fn addresses(&self, uuid: Uuid) -> Vec<SocketAddr> {
-        self.records
-            .get(&uuid)
-            .map(|r| r.addresses.clone())
-            .unwrap_or_default()
+        self.records.get(&uuid).map(|r| r.addresses.clone()).unwrap_or_default()
     }
 
     /// Returns the hosts at which a node is reached, without repetition.
@@ -142,13 +136,7 @@ mod tests {
     use super::*;
 
     fn record(uuid: Uuid, incarnation: u64, seq: u64, address: &str) -> Record {
-        Record {
-            uuid,
-            node: 1,
-            incarnation,
-            seq,
-            addresses: vec![address.parse().unwrap()],
-        }
+        Record { uuid, node: 1, incarnation, seq, addresses: vec![address.parse().unwrap()] }
     }
 
     #[test]

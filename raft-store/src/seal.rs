@@ -62,10 +62,7 @@ impl FleetKey {
     /// Seals `plain` for `purpose`; `nonce` must be random and fresh (draft-irtf-cfrg-xchacha, section 2).
     pub fn seal(&self, purpose: &str, plain: &[u8], nonce: [u8; NONCE]) -> Sealed {
         let cipher = XChaCha20Poly1305::new(Key::from_slice(&self.0));
-        let payload = Payload {
-            msg: plain,
-            aad: purpose.as_bytes(),
-        };
+        let payload = Payload { msg: plain, aad: purpose.as_bytes() };
         let body = cipher
             .encrypt(XNonce::from_slice(&nonce), payload)
             .expect("XChaCha20-Poly1305 seals anything below 256 GiB");
@@ -82,13 +79,7 @@ impl FleetKey {
         let (nonce, body) = sealed.0.split_at_checked(NONCE).ok_or(OpenError::Short)?;
         let cipher = XChaCha20Poly1305::new(Key::from_slice(&self.0));
         cipher
-            .decrypt(
-                XNonce::from_slice(nonce),
-                Payload {
-                    msg: body,
-                    aad: purpose.as_bytes(),
-                },
-            )
+            .decrypt(XNonce::from_slice(nonce), Payload { msg: body, aad: purpose.as_bytes() })
             .map(Secret::new)
             .map_err(|_| OpenError::Refused)
     }
@@ -137,14 +128,8 @@ mod tests {
         let sealed = key.seal("ca-key", b"hush", [1; 24]);
         assert_eq!(key.open("ca-key", &sealed).unwrap().expose(), b"hush");
         assert_eq!(key.open("token", &sealed), Err(OpenError::Refused));
-        assert_eq!(
-            FleetKey::from_bytes([8; 32]).open("ca-key", &sealed),
-            Err(OpenError::Refused)
-        );
-        assert_eq!(
-            key.open("ca-key", &Sealed(vec![0; 5])),
-            Err(OpenError::Short)
-        );
+        assert_eq!(FleetKey::from_bytes([8; 32]).open("ca-key", &sealed), Err(OpenError::Refused));
+        assert_eq!(key.open("ca-key", &Sealed(vec![0; 5])), Err(OpenError::Short));
         assert!(!sealed.0.windows(4).any(|w| w == b"hush"));
     }
 

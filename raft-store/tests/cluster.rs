@@ -23,11 +23,7 @@ async fn a_write_on_a_follower_is_everywhere() {
     let follower = fleet.store(if leader == 3 { 2 } else { 3 });
     let (index, outcome) = follower.propose(&note(1, 10), PATIENCE).await.unwrap();
     assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
-    assert_eq!(
-        times_applied(&follower.state(), 1),
-        1,
-        "the writer reads its own write"
-    );
+    assert_eq!(times_applied(&follower.state(), 1), 1, "the writer reads its own write");
     for store in fleet.stores() {
         let read = store.read_linear(PATIENCE).await.unwrap();
         assert!(read.index >= index);
@@ -88,10 +84,7 @@ async fn five_nodes_bear_the_loss_of_two() {
 /// Makes a snapshot and drops the log up to `index`, once replication lets go of it.
 async fn snapshot_and_purge(store: &Store<Wire>, index: u64) {
     store.snapshot().await.unwrap();
-    eventually("the snapshot", || {
-        (store.status().snapshot >= index).then_some(())
-    })
-    .await;
+    eventually("the snapshot", || (store.status().snapshot >= index).then_some(())).await;
     let until = Instant::now() + PATIENCE;
     while store.status().purged < index {
         assert!(Instant::now() < until, "the log is not purged");
@@ -115,10 +108,7 @@ async fn a_follower_far_behind_is_given_a_snapshot() {
     fleet.start(behind).await;
     let state = fleet.settled(last).await;
     assert!((0..80).all(|number| times_applied(&state, number) == 1));
-    assert!(
-        fleet.carried(kind::SNAPSHOT) >= carried + 3,
-        "it came in several pieces"
-    );
+    assert!(fleet.carried(kind::SNAPSHOT) >= carried + 3, "it came in several pieces");
     // What was installed is on its disk: alone, it still knows it after a restart.
     fleet.kill(behind).await;
     let again = fleet.start(behind).await;
@@ -172,15 +162,8 @@ async fn a_wiped_node_comes_back_under_a_new_id_and_the_old_one_is_removed() {
     let term = leader.status().term;
     let ghost = fleet.start(lost).await;
     sleep(Duration::from_millis(1_500)).await;
-    assert_eq!(
-        (leader.status().term, leader.status().leader),
-        (term, Some(id))
-    );
-    assert_eq!(
-        times_applied(&ghost.state(), 2),
-        0,
-        "nothing is replicated to it"
-    );
+    assert_eq!((leader.status().term, leader.status().leader), (term, Some(id)));
+    assert_eq!(times_applied(&ghost.state(), 2), 0, "nothing is replicated to it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,10 +189,7 @@ async fn without_quorum_calls_fail_fast_and_reads_of_old_state_go_on() {
     let refused = leader.read_linear(PATIENCE).await.unwrap_err();
     assert!(begun.elapsed() < FAST, "{:?}", begun.elapsed());
     assert!(
-        matches!(
-            refused,
-            ReadError::NoQuorum { .. } | ReadError::NoLeader { .. }
-        ),
+        matches!(refused, ReadError::NoQuorum { .. } | ReadError::NoLeader { .. }),
         "{refused}"
     );
     assert_eq!(times_applied(&leader.state(), 1), 1);
@@ -220,10 +200,7 @@ async fn without_quorum_calls_fail_fast_and_reads_of_old_state_go_on() {
     let refused = alone.propose(&note(3, 10), PATIENCE).await.unwrap_err();
     assert!(begun.elapsed() < FAST, "{:?}", begun.elapsed());
     assert!(
-        matches!(
-            refused,
-            ProposeError::NoQuorum { .. } | ProposeError::NoLeader { .. }
-        ),
+        matches!(refused, ProposeError::NoQuorum { .. } | ProposeError::NoLeader { .. }),
         "{refused}"
     );
     assert_eq!(times_applied(&alone.state(), 1), 1);
@@ -264,17 +241,11 @@ async fn a_node_that_hears_nothing_does_not_disturb_the_leader() {
         fleet.cut(other, deaf);
     }
     sleep(Duration::from_secs(2)).await;
-    assert_eq!(
-        (leader.status().leader, leader.status().term),
-        (Some(id), term)
-    );
+    assert_eq!((leader.status().leader, leader.status().term), (Some(id), term));
     fleet.heal();
     let (index, _) = fleet.write(&leader, &note(1, 10)).await;
     fleet.settled(index).await;
-    assert_eq!(
-        (leader.status().leader, leader.status().term),
-        (Some(id), term)
-    );
+    assert_eq!((leader.status().leader, leader.status().term), (Some(id), term));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -288,10 +259,7 @@ async fn a_learner_that_never_answers_harms_nobody() {
     for number in 0..10 {
         fleet.write(&leader, &note(number, 10)).await;
     }
-    assert_eq!(
-        (leader.status().leader, leader.status().term),
-        (Some(leader.status().id), term)
-    );
+    assert_eq!((leader.status().leader, leader.status().term), (Some(leader.status().id), term));
     leader.remove_learner(99).await.unwrap();
     assert!(leader.status().learners.is_empty());
 }
@@ -316,10 +284,7 @@ async fn founding_twice_changes_nothing() {
     let store = fleet.store(1);
     let before = store.status();
     store.found(uuid_of(1)).await.unwrap();
-    assert_eq!(
-        (store.status().voters, store.status().term),
-        (before.voters, before.term)
-    );
+    assert_eq!((store.status().voters, store.status().term), (before.voters, before.term));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -330,19 +295,10 @@ async fn a_follower_names_who_is_missing() {
     fleet.kill(leader).await;
     fleet.kill(others[1]).await;
     let begun = Instant::now();
-    let refused = fleet
-        .store(others[0])
-        .propose(&note(1, 10), PATIENCE)
-        .await
-        .unwrap_err();
+    let refused = fleet.store(others[0]).propose(&note(1, 10), PATIENCE).await.unwrap_err();
     assert!(begun.elapsed() < FAST, "{:?}", begun.elapsed());
-    let ProposeError::NoLeader { missing, .. } = &refused else {
-        panic!("{refused}")
-    };
-    assert_eq!(
-        *missing,
-        (1..=3).filter(|n| *n != others[0]).collect::<Vec<_>>()
-    );
+    let ProposeError::NoLeader { missing, .. } = &refused else { panic!("{refused}") };
+    assert_eq!(*missing, (1..=3).filter(|n| *n != others[0]).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -353,11 +309,7 @@ async fn a_membership_change_on_a_follower_or_beside_another_is_refused() {
     let refused = follower.set_voters([1].into()).await.unwrap_err();
     assert!(matches!(refused, ProposeError::NotLeader), "{refused}");
     // Somebody who is no member at all cannot be made a voter.
-    let refused = fleet
-        .store(leader)
-        .set_voters([1, 2, 77].into())
-        .await
-        .unwrap_err();
+    let refused = fleet.store(leader).set_voters([1, 2, 77].into()).await.unwrap_err();
     assert!(matches!(refused, ProposeError::Refused(_)), "{refused}");
 }
 
@@ -372,9 +324,7 @@ async fn a_node_without_a_whole_snapshot_does_not_come_back_with_half_a_state() 
     snapshot_and_purge(&store, last).await;
     let snapshots = fleet.dir(1).join("store/snap");
     let file = eventually("the snapshot", || {
-        let mut names = std::fs::read_dir(&snapshots)
-            .unwrap()
-            .map(|e| e.unwrap().path());
+        let mut names = std::fs::read_dir(&snapshots).unwrap().map(|e| e.unwrap().path());
         names.find(|p| p.extension().is_some_and(|x| x == "snap"))
     })
     .await;
@@ -388,15 +338,8 @@ async fn a_node_without_a_whole_snapshot_does_not_come_back_with_half_a_state() 
         panic!("{refused}")
     };
     assert!(quarantine.join("snap").is_dir());
-    let refused = fleet
-        .try_start(1)
-        .await
-        .err()
-        .expect("it must never start empty");
-    assert!(
-        matches!(refused, StoreError::Open(OpenError::Retired { .. })),
-        "{refused}"
-    );
+    let refused = fleet.try_start(1).await.err().expect("it must never start empty");
+    assert!(matches!(refused, StoreError::Open(OpenError::Retired { .. })), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -414,10 +357,7 @@ async fn large_entries_travel_in_frames_of_a_bounded_size() {
     assert!((0..30).all(|number| times_applied(&state, number) == 1));
     assert_eq!(fleet.carried(kind::SNAPSHOT), 0);
     assert!(fleet.largest() < 1_500_000, "{} bytes", fleet.largest());
-    let refused = leader
-        .propose(&note(99, 3_000_000), PATIENCE)
-        .await
-        .unwrap_err();
+    let refused = leader.propose(&note(99, 3_000_000), PATIENCE).await.unwrap_err();
     assert!(matches!(refused, ProposeError::Refused(_)), "{refused}");
 }
 
@@ -429,11 +369,7 @@ async fn a_slow_follower_still_gets_its_entries() {
     fleet.slow_down(Duration::from_millis(200));
     let mut last = 0;
     for number in 0..4 {
-        last = leader
-            .propose(&note(number, 5_000), PATIENCE)
-            .await
-            .unwrap()
-            .0;
+        last = leader.propose(&note(number, 5_000), PATIENCE).await.unwrap().0;
     }
     assert_eq!(times_applied(&*fleet.settled(last).await, 3), 1);
     assert_eq!(leader.status().term, term);

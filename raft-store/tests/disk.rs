@@ -24,15 +24,11 @@ fn open(dir: &Path) -> Result<(SledDisk, Loaded), OpenError> {
 fn commit(disk: &SledDisk, batch: Vec<Write>) -> Result<(), DiskError> {
     let (tx, rx) = mpsc::channel();
     disk.commit(batch, Box::new(move |result| tx.send(result).unwrap()));
-    rx.recv_timeout(Duration::from_secs(20))
-        .expect("every batch is answered")
+    rx.recv_timeout(Duration::from_secs(20)).expect("every batch is answered")
 }
 
 fn append(range: std::ops::Range<u64>, len: usize) -> Vec<Write> {
-    let entry = |index: u64| Write::Append {
-        index,
-        bytes: vec![index as u8; len],
-    };
+    let entry = |index: u64| Write::Append { index, bytes: vec![index as u8; len] };
     range.map(entry).collect()
 }
 
@@ -64,14 +60,7 @@ fn what_was_acknowledged_is_there_after_a_restart() {
     assert_eq!(indexes(&loaded), (0..100).collect::<Vec<_>>());
     assert_eq!(loaded.meta[&MetaKey::Vote], b"vote");
     commit(&disk, vec![Write::TruncateFrom(90)]).unwrap();
-    commit(
-        &disk,
-        vec![
-            Write::Meta(MetaKey::Purged, b"p".to_vec()),
-            Write::PurgeTo(49),
-        ],
-    )
-    .unwrap();
+    commit(&disk, vec![Write::Meta(MetaKey::Purged, b"p".to_vec()), Write::PurgeTo(49)]).unwrap();
     commit(&disk, append(90..95, 7)).unwrap();
     drop(disk);
     let (_disk, loaded) = open(&dir).unwrap();
@@ -101,17 +90,11 @@ fn a_second_daemon_is_refused() {
 fn a_newer_or_foreign_store_is_refused_and_left_alone() {
     let (_temp, dir) = filled();
     let options = SledOptions::new(&dir, "fleet=b node=1");
-    assert!(matches!(
-        SledDisk::open(&options),
-        Err(OpenError::Foreign { .. })
-    ));
+    assert!(matches!(SledDisk::open(&options), Err(OpenError::Foreign { .. })));
     fs::write(dir.join("FORMAT"), "2\n").unwrap();
     let before = tree(&dir);
     let refused = open(&dir).err().unwrap();
-    assert!(
-        matches!(&refused, OpenError::Newer { found, .. } if found == "2"),
-        "{refused}"
-    );
+    assert!(matches!(&refused, OpenError::Newer { found, .. } if found == "2"), "{refused}");
     assert_eq!(tree(&dir), before);
     fs::write(dir.join("FORMAT"), "1\n").unwrap();
     assert_eq!(open(&dir).unwrap().1.log.len(), 100);
@@ -134,20 +117,11 @@ fn tree(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 /// Opens a store that was tampered with; it must be put aside, and its owner must never start empty.
 fn assert_put_aside(dir: &Path, what: &str) {
-    let first = open(dir)
-        .err()
-        .unwrap_or_else(|| panic!("{what}: the store opened"));
-    let OpenError::Damaged { quarantine, .. } = &first else {
-        panic!("{what}: {first}")
-    };
+    let first = open(dir).err().unwrap_or_else(|| panic!("{what}: the store opened"));
+    let OpenError::Damaged { quarantine, .. } = &first else { panic!("{what}: {first}") };
     assert!(quarantine.is_dir(), "{what}");
-    let again = open(dir)
-        .err()
-        .unwrap_or_else(|| panic!("{what}: it came back empty"));
-    assert!(
-        matches!(again, OpenError::Retired { .. }),
-        "{what}: {again}"
-    );
+    let again = open(dir).err().unwrap_or_else(|| panic!("{what}: it came back empty"));
+    assert!(matches!(again, OpenError::Retired { .. }), "{what}: {again}");
     let (_disk, loaded) = SledDisk::open(&SledOptions::new(dir, "fleet=a node=77")).unwrap();
     assert_eq!(loaded, Loaded::default(), "{what}: a new id starts empty");
 }
@@ -171,17 +145,8 @@ fn a_store_that_was_cut_short_is_put_aside() {
     for part in [0, 1, 2, 3] {
         let (_temp, dir) = filled();
         let db = dir.join("gen-1/db");
-        let written = fs::read(&db)
-            .unwrap()
-            .iter()
-            .rposition(|b| *b != 0)
-            .unwrap() as u64;
-        fs::OpenOptions::new()
-            .write(true)
-            .open(&db)
-            .unwrap()
-            .set_len(written * part / 4)
-            .unwrap();
+        let written = fs::read(&db).unwrap().iter().rposition(|b| *b != 0).unwrap() as u64;
+        fs::OpenOptions::new().write(true).open(&db).unwrap().set_len(written * part / 4).unwrap();
         assert_put_aside(&dir, &format!("cut to {part}/4"));
     }
 }
@@ -202,10 +167,7 @@ fn a_flipped_bit_is_put_aside_or_harmless_but_never_loses_an_entry() {
         match open(&copy) {
             Ok((_, loaded)) => {
                 assert_eq!(indexes(&loaded), (0..100).collect::<Vec<_>>(), "byte {at}");
-                assert!(
-                    loaded.log.iter().all(|(i, v)| *v == vec![*i as u8; 100]),
-                    "byte {at}"
-                );
+                assert!(loaded.log.iter().all(|(i, v)| *v == vec![*i as u8; 100]), "byte {at}");
             }
             Err(OpenError::Damaged { .. }) => noticed += 1,
             Err(e) => panic!("byte {at}: {e}"),
@@ -245,11 +207,7 @@ fn generations_are_renewed_and_the_old_one_goes() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("store");
     let mut options = SledOptions::new(&dir, OWNER);
-    options.roll = Roll {
-        bytes_max: 8 << 20,
-        factor: 4,
-        bytes_min: 1 << 20,
-    };
+    options.roll = Roll { bytes_max: 8 << 20, factor: 4, bytes_min: 1 << 20 };
     let (disk, _) = SledDisk::open(&options).unwrap();
     commit(&disk, vec![vote()]).unwrap();
     for n in 0..60u64 {
@@ -259,17 +217,8 @@ fn generations_are_renewed_and_the_old_one_goes() {
     drop(disk);
     let current = fs::read_to_string(dir.join("CURRENT")).unwrap();
     assert_ne!(current.trim(), "gen=1");
-    let there: Vec<_> = fs::read_dir(&dir)
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
-    assert_eq!(
-        there
-            .iter()
-            .filter(|n| n.to_string_lossy().starts_with("gen-"))
-            .count(),
-        1
-    );
+    let there: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(there.iter().filter(|n| n.to_string_lossy().starts_with("gen-")).count(), 1);
     let (_disk, loaded) = SledDisk::open(&options).unwrap();
     assert_eq!(indexes(&loaded), (2_981..3_000).collect::<Vec<_>>());
     assert!(loaded.log.iter().all(|(i, v)| *v == vec![*i as u8; 1_000]));

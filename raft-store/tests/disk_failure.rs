@@ -38,14 +38,8 @@ async fn a_full_disk_stops_raft_instead_of_lying() {
     let (disk, loaded) = SledDisk::open(&options).unwrap();
     let log = LogStore::new(Arc::new(disk), loaded).unwrap();
     let snapshots = Snapshots::open(&dir.join("snap")).unwrap();
-    let config = StoreConfig {
-        id: 1,
-        fleet: FLEET,
-        profile: Profile::Lan,
-    };
-    let store = Store::start(&config, log, snapshots, fleet.wire(1))
-        .await
-        .unwrap();
+    let config = StoreConfig { id: 1, fleet: FLEET, profile: Profile::Lan };
+    let store = Store::start(&config, log, snapshots, fleet.wire(1)).await.unwrap();
     store.found(uuid_of(1)).await.unwrap();
     store.propose(&founding(), PATIENCE).await.unwrap();
     store.propose(&note(1, 10), PATIENCE).await.unwrap();

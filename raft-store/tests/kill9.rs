@@ -28,11 +28,8 @@ fn writer() {
     let (Ok(dir), Ok(from)) = (env::var(DIR), env::var(FROM)) else {
         return;
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(write_until_killed(Path::new(&dir), from.parse().unwrap()));
 }
 
@@ -50,16 +47,7 @@ async fn write_until_killed(dir: &Path, from: u64) {
             out.flush().unwrap();
         }
     };
-    futures::join!(
-        lane(0),
-        lane(1),
-        lane(2),
-        lane(3),
-        lane(4),
-        lane(5),
-        lane(6),
-        lane(7)
-    );
+    futures::join!(lane(0), lane(1), lane(2), lane(3), lane(4), lane(5), lane(6), lane(7));
 }
 
 /// A child that does not outlive the test.
@@ -76,10 +64,7 @@ impl Drop for Killed {
 /// Runs the writer, kills it `after` its first acknowledgement, and returns all that it acknowledged.
 fn run_and_kill(dir: &PathBuf, from: u64, after: Duration) -> BTreeSet<u64> {
     let mut command = Command::new(env::current_exe().unwrap());
-    command
-        .args(["--exact", "writer", "--nocapture"])
-        .env(DIR, dir)
-        .env(FROM, from.to_string());
+    command.args(["--exact", "writer", "--nocapture"]).env(DIR, dir).env(FROM, from.to_string());
     let mut child = Killed(command.stdout(Stdio::piped()).spawn().unwrap());
     let output = BufReader::new(child.0.stdout.take().unwrap());
     let (tx, rx) = mpsc::channel();
@@ -104,19 +89,13 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
     let cycles: u64 = env::var("SKEIN_KILL_CYCLES").map_or(25, |n| n.parse().unwrap());
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().to_owned();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut rng = StdRng::seed_from_u64(9);
     let mut total = 0;
     for cycle in 0..cycles {
         let from = cycle * 1_000_000;
-        let acknowledged = run_and_kill(
-            &dir,
-            from,
-            Duration::from_micros(rng.random_range(0..150_000)),
-        );
+        let acknowledged =
+            run_and_kill(&dir, from, Duration::from_micros(rng.random_range(0..150_000)));
         total += acknowledged.len();
         runtime.block_on(async {
             let fleet = Fleet::at(&dir);
@@ -124,11 +103,7 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
             let read = store.read_linear(PATIENCE).await.unwrap();
             // The ring of events forgets the oldest; the newest are those of this cycle.
             for number in acknowledged.iter().rev().take(1_500) {
-                assert_eq!(
-                    times_applied(&read.state, *number),
-                    1,
-                    "cycle {cycle}: write {number}"
-                );
+                assert_eq!(times_applied(&read.state, *number), 1, "cycle {cycle}: write {number}");
             }
             drop(store);
             fleet.kill(1).await;

@@ -23,11 +23,7 @@ const KEPT: u64 = 40;
 fn open(dir: &Path) -> (SledDisk, Loaded) {
     let mut options = SledOptions::new(dir, "fleet=a node=1");
     // Renewed every few hundred entries, so that kills hit that as well.
-    options.roll = Roll {
-        bytes_max: 1 << 20,
-        factor: 4,
-        bytes_min: 512 << 10,
-    };
+    options.roll = Roll { bytes_max: 1 << 20, factor: 4, bytes_min: 512 << 10 };
     SledDisk::open(&options).unwrap()
 }
 
@@ -55,10 +51,7 @@ fn writer() {
             _ => {}
         }
         for _ in 0..rng.random_range(1..8) {
-            batch.push(Write::Append {
-                index: next,
-                bytes: bytes_of(next),
-            });
+            batch.push(Write::Append { index: next, bytes: bytes_of(next) });
             next += 1;
         }
         let (tx, rx) = mpsc::channel();
@@ -84,10 +77,7 @@ impl Drop for Killed {
 /// Runs the writer, kills it `after` its first acknowledgement, and returns the last index that it acknowledged.
 fn run_and_kill(dir: &Path, seed: u64, after: Duration) -> u64 {
     let mut command = Command::new(env::current_exe().unwrap());
-    command
-        .args(["--exact", "writer", "--nocapture"])
-        .env(DIR, dir)
-        .env(SEED, seed.to_string());
+    command.args(["--exact", "writer", "--nocapture"]).env(DIR, dir).env(SEED, seed.to_string());
     let mut child = Killed(command.stdout(Stdio::piped()).spawn().unwrap());
     let output = BufReader::new(child.0.stdout.take().unwrap());
     let (tx, rx) = mpsc::channel();
@@ -98,9 +88,7 @@ fn run_and_kill(dir: &Path, seed: u64, after: Duration) -> u64 {
             }
         }
     });
-    let first = rx
-        .recv_timeout(Duration::from_secs(30))
-        .expect("the writer writes");
+    let first = rx.recv_timeout(Duration::from_secs(30)).expect("the writer writes");
     std::thread::sleep(after);
     drop(child);
     reader.join().unwrap();
@@ -114,28 +102,14 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
     let dir = temp.path().join("store");
     let mut rng = StdRng::seed_from_u64(7);
     for cycle in 0..cycles {
-        let last = run_and_kill(
-            &dir,
-            cycle,
-            Duration::from_micros(rng.random_range(0..120_000)),
-        );
+        let last = run_and_kill(&dir, cycle, Duration::from_micros(rng.random_range(0..120_000)));
         let (_disk, loaded) = open(&dir);
-        assert!(
-            loaded.log.iter().all(|(i, v)| *v == bytes_of(*i)),
-            "cycle {cycle}"
-        );
+        assert!(loaded.log.iter().all(|(i, v)| *v == bytes_of(*i)), "cycle {cycle}");
         // The batch under way may have cut the last few off, or the first.
         for index in last.saturating_sub(KEPT)..=last.saturating_sub(TRUNCATED_MAX) {
-            assert!(
-                loaded.log.contains_key(&index),
-                "cycle {cycle}: {index} of {last}"
-            );
+            assert!(loaded.log.contains_key(&index), "cycle {cycle}: {index} of {last}");
         }
     }
     let current = std::fs::read_to_string(dir.join("CURRENT")).unwrap();
-    assert_ne!(
-        current.trim(),
-        "gen=1",
-        "no generation was renewed, so that was not tried"
-    );
+    assert_ne!(current.trim(), "gen=1", "no generation was renewed, so that was not tried");
 }

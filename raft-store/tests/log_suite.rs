@@ -52,8 +52,7 @@ impl RaftLogReader<TypeConfig> for Reopening {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        self.reopened(async |log| log.try_get_log_entries(range).await)
-            .await
+        self.reopened(async |log| log.try_get_log_entries(range).await).await
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
@@ -77,8 +76,7 @@ impl RaftLogStorage<TypeConfig> for Reopening {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        self.current(async |log| log.save_committed(committed).await)
-            .await
+        self.current(async |log| log.save_committed(committed).await).await
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
@@ -101,8 +99,7 @@ impl RaftLogStorage<TypeConfig> for Reopening {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
-        self.current(async |log| log.truncate_after(last).await)
-            .await
+        self.current(async |log| log.truncate_after(last).await).await
     }
 
     async fn purge(&mut self, to: LogId) -> Result<(), io::Error> {
@@ -115,10 +112,7 @@ struct Builder;
 impl StoreBuilder<TypeConfig, Reopening, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, Reopening, StateMachine), StorageError<TypeConfig>> {
         let temp = tempfile::tempdir().unwrap();
-        let log = Reopening {
-            dir: temp.path().join("store"),
-            open: Arc::default(),
-        };
+        let log = Reopening { dir: temp.path().join("store"), open: Arc::default() };
         let snapshots = Snapshots::open(&temp.path().join("snap")).unwrap();
         let (machine, _) = StateMachine::open(snapshots).unwrap();
         Ok((temp, log, machine))
@@ -127,10 +121,7 @@ impl StoreBuilder<TypeConfig, Reopening, StateMachine, TempDir> for Builder {
 
 #[test]
 fn the_log_is_what_openraft_expects() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(Suite::test_all(Builder)).unwrap();
 }
 

@@ -27,10 +27,7 @@ struct Platter {
 impl Durability for Platter {
     fn sync(&self, _file: &fs::File, path: &Path) -> io::Result<()> {
         if path.is_file() && !self.broken {
-            self.files
-                .lock()
-                .unwrap()
-                .insert(path.to_owned(), fs::read(path)?);
+            self.files.lock().unwrap().insert(path.to_owned(), fs::read(path)?);
         }
         Ok(())
     }
@@ -65,11 +62,7 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(files_below(&path))
-        } else {
-            found.push(path)
-        }
+        if path.is_dir() { found.extend(files_below(&path)) } else { found.push(path) }
     }
     found
 }
@@ -79,10 +72,7 @@ fn open(dir: &Path, platter: &Arc<Platter>) -> Result<(SledDisk, Vec<u64>), Open
     options.durability = platter.clone();
     let (disk, loaded) = SledDisk::open(&options)?;
     for (index, bytes) in &loaded.log {
-        assert!(
-            bytes.iter().all(|b| *b == *index as u8),
-            "entry {index} is not what was written"
-        );
+        assert!(bytes.iter().all(|b| *b == *index as u8), "entry {index} is not what was written");
     }
     Ok((disk, loaded.log.into_keys().collect()))
 }
@@ -96,10 +86,7 @@ fn commit(disk: &SledDisk, batch: Vec<Write>) {
 fn append(index: u64, len: usize) -> Vec<Write> {
     vec![
         Write::Meta(MetaKey::Vote, b"vote".to_vec()),
-        Write::Append {
-            index,
-            bytes: vec![index as u8; len],
-        },
+        Write::Append { index, bytes: vec![index as u8; len] },
     ]
 }
 
@@ -120,10 +107,7 @@ fn acknowledged_survive(platter: Platter, len: impl Fn(u64) -> usize, seed: Opti
         }
     }
     // Written, perhaps flushed, never acknowledged: closing writes it out, as the kernel would some day.
-    let late = Arc::new(Platter {
-        broken: true,
-        ..Platter::default()
-    });
+    let late = Arc::new(Platter { broken: true, ..Platter::default() });
     drop(disk);
     let mut options = SledOptions::new(&dir, "fleet=a node=1");
     options.durability = late;
@@ -134,9 +118,7 @@ fn acknowledged_survive(platter: Platter, len: impl Fn(u64) -> usize, seed: Opti
     drop(disk);
     // The number of acknowledged batches would say that something is missing, so it goes back in time as well.
     fs::remove_file(dir.join("TAIL")).unwrap();
-    platter.cut_power(&dir.join("gen-1"), || {
-        seed.is_some() && rng.random_bool(0.5)
-    });
+    platter.cut_power(&dir.join("gen-1"), || seed.is_some() && rng.random_bool(0.5));
     match open(&dir, &platter) {
         Ok((_disk, there)) => (first..count).all(|index| there.contains(&index)),
         Err(OpenError::Damaged { .. }) => false,
@@ -151,20 +133,13 @@ fn acknowledged_entries_outlive_a_power_cut() {
 
 #[test]
 fn without_the_sync_acknowledged_entries_are_lost() {
-    let broken = Platter {
-        broken: true,
-        ..Platter::default()
-    };
+    let broken = Platter { broken: true, ..Platter::default() };
     assert!(!acknowledged_survive(broken, |_| 300, None));
 }
 
 #[test]
 fn large_entries_outlive_a_power_cut_too() {
-    assert!(acknowledged_survive(
-        Platter::default(),
-        |i| 9_000 + 40_000 * (i as usize % 5),
-        None
-    ));
+    assert!(acknowledged_survive(Platter::default(), |i| 9_000 + 40_000 * (i as usize % 5), None));
 }
 
 #[test]
@@ -174,8 +149,5 @@ fn any_part_of_what_was_not_acknowledged_may_be_on_the_disk() {
             !acknowledged_survive(Platter::default(), |i| 100 + i as usize * 37, Some(*seed))
         })
         .collect();
-    assert!(
-        lost.is_empty(),
-        "acknowledged entries were lost with seeds {lost:?}"
-    );
+    assert!(lost.is_empty(), "acknowledged entries were lost with seeds {lost:?}");
 }

@@ -79,10 +79,7 @@ fn flow(body: &[u8]) -> Option<Flow> {
 }
 
 fn dump(socket: &Socket, family: u8) -> io::Result<Vec<Flow>> {
-    socket.send(
-        &request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, STATES, None),
-        0,
-    )?;
+    socket.send(&request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, STATES, None), 0)?;
     let mut flows = Vec::new();
     loop {
         let (bytes, _) = socket.recv_from_full()?;
@@ -100,16 +97,11 @@ fn dump(socket: &Socket, family: u8) -> io::Result<Vec<Flow>> {
 }
 
 fn destroy(socket: &Socket, flow: &Flow) -> io::Result<()> {
-    socket.send(
-        &request(SOCK_DESTROY, NLM_F_ACK, flow.family, 0, Some(&flow.id)),
-        0,
-    )?;
+    socket.send(&request(SOCK_DESTROY, NLM_F_ACK, flow.family, 0, Some(&flow.id)), 0)?;
     let (bytes, _) = socket.recv_from_full()?;
     for (kind, body) in messages(&bytes) {
         if kind == NLMSG_ERROR {
-            let code = body
-                .first_chunk::<4>()
-                .map_or(0, |c| i32::from_ne_bytes(*c));
+            let code = body.first_chunk::<4>().map_or(0, |c| i32::from_ne_bytes(*c));
             if code != 0 {
                 return Err(io::Error::from_raw_os_error(-code));
             }
@@ -144,10 +136,7 @@ fn kill(to: &[IpAddr]) -> io::Result<usize> {
 /// # Errors
 /// When the kernel cannot do it (it needs INET_DIAG_DESTROY) or the daemon may not.
 pub async fn kill_flows(to: Vec<IpAddr>) -> io::Result<usize> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "netlink answers at once, but blocks"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "netlink answers at once, but blocks")]
     let done = tokio::task::spawn_blocking(move || kill(&to)).await;
     done.map_err(io::Error::other)?
 }

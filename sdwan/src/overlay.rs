@@ -73,23 +73,15 @@ impl Overlay {
     async fn apply_one(&mut self, spec: MeshSpec) -> Result<(), ApplyError> {
         let name = spec.interface.clone();
         let handle = self.handle(&name)?;
-        let restart = self
-            .meshes
-            .get(&name)
-            .is_none_or(|r| r.spec.listen_port != spec.listen_port)
+        let restart = self.meshes.get(&name).is_none_or(|r| r.spec.listen_port != spec.listen_port)
             || !device_exists(&name);
         if restart {
             self.meshes.remove(&name);
             let tun = Tun::open(&name)?;
             let udp = Udp::bind(spec.listen_port)?;
-            let packets = Packets::start(&name, tun, udp).map_err(|source| ApplyError::Tun {
-                name: name.clone(),
-                source,
-            })?;
-            let running = Running {
-                spec: spec.clone(),
-                packets,
-            };
+            let packets = Packets::start(&name, tun, udp)
+                .map_err(|source| ApplyError::Tun { name: name.clone(), source })?;
+            let running = Running { spec: spec.clone(), packets };
             if !running.packets.set_spec(spec.clone()) {
                 return Err(ApplyError::Ended(name));
             }
@@ -131,12 +123,7 @@ impl Overlay {
         let status = |r: &Running| {
             let (peers, drops) = r.packets.status()?;
             let (network, interface) = (r.spec.network.clone(), r.spec.interface.clone());
-            Some(MeshStatus {
-                network,
-                interface,
-                peers,
-                drops,
-            })
+            Some(MeshStatus { network, interface, peers, drops })
         };
         self.meshes.values().filter_map(status).collect()
     }

@@ -19,24 +19,15 @@ pub fn addresses(packet: &[u8]) -> Option<Addresses> {
             let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
             let at =
                 |i: usize| Ipv4Addr::new(header[i], header[i + 1], header[i + 2], header[i + 3]);
-            (total >= 20 && total <= packet.len()).then(|| Addresses {
-                source: at(12).into(),
-                destination: at(16).into(),
-            })
+            (total >= 20 && total <= packet.len())
+                .then(|| Addresses { source: at(12).into(), destination: at(16).into() })
         }
         6 => {
             let header: &[u8; 40] = packet.first_chunk()?;
             let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
-            let at = |i: usize| {
-                header[i..i + 16]
-                    .first_chunk::<16>()
-                    .map(|b| Ipv6Addr::from(*b))
-            };
+            let at = |i: usize| header[i..i + 16].first_chunk::<16>().map(|b| Ipv6Addr::from(*b));
             (payload + 40 <= packet.len()).then_some(()).and_then(|()| {
-                Some(Addresses {
-                    source: at(8)?.into(),
-                    destination: at(24)?.into(),
-                })
+                Some(Addresses { source: at(8)?.into(), destination: at(24)?.into() })
             })
         }
         _ => None,
@@ -57,9 +48,7 @@ mod tests {
 
     #[test]
     fn a_cut_off_packet_is_no_packet() {
-        let mut v4 = vec![
-            0x45, 0, 0, 20, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
-        ];
+        let mut v4 = vec![0x45, 0, 0, 20, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
         let read = addresses(&v4).unwrap();
         assert_eq!(read.destination.to_string(), "10.0.0.2");
         v4[3] = 21;

@@ -24,18 +24,13 @@ fn bits(ip: IpAddr) -> u128 {
 
 fn mask(bits: u128, len: u8, width: u8) -> u128 {
     let host = u32::from(width - len.min(width));
-    bits.checked_shr(host)
-        .and_then(|b| b.checked_shl(host))
-        .unwrap_or(0)
+    bits.checked_shr(host).and_then(|b| b.checked_shl(host)).unwrap_or(0)
 }
 
 impl<T: Copy> AllowedIps<T> {
     /// Makes an empty table.
     pub fn new() -> Self {
-        Self {
-            v4: BTreeMap::new(),
-            v6: BTreeMap::new(),
-        }
+        Self { v4: BTreeMap::new(), v6: BTreeMap::new() }
     }
 
     /// Leads a prefix to `to`; the last one to claim it has it.
@@ -46,23 +41,14 @@ impl<T: Copy> AllowedIps<T> {
         };
         let len = net.prefix_len();
         let key = mask(bits(net.addr()), len, width);
-        table
-            .entry(std::cmp::Reverse(len))
-            .or_default()
-            .insert(key, to);
+        table.entry(std::cmp::Reverse(len)).or_default().insert(key, to);
     }
 
     /// Returns whom the longest prefix around `ip` leads to.
     pub fn get(&self, ip: IpAddr) -> Option<T> {
-        let (table, width) = if ip.is_ipv4() {
-            (&self.v4, 32)
-        } else {
-            (&self.v6, 128)
-        };
+        let (table, width) = if ip.is_ipv4() { (&self.v4, 32) } else { (&self.v6, 128) };
         let ip = bits(ip);
-        table
-            .iter()
-            .find_map(|(len, nets)| nets.get(&mask(ip, len.0, width)).copied())
+        table.iter().find_map(|(len, nets)| nets.get(&mask(ip, len.0, width)).copied())
     }
 }
 

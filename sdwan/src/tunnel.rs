@@ -146,15 +146,9 @@ impl<S: Session> Tunnel<S> {
         let wanted: BTreeMap<PublicKey, &PeerSpec> =
             spec.peers.iter().map(|p| (p.public_key, p)).collect();
         self.peers.retain(|_, p| {
-            wanted
-                .get(&p.spec.public_key)
-                .is_some_and(|w| w.keepalive == p.spec.keepalive)
+            wanted.get(&p.spec.public_key).is_some_and(|w| w.keepalive == p.spec.keepalive)
         });
-        self.by_key = self
-            .peers
-            .iter()
-            .map(|(i, p)| (p.spec.public_key, *i))
-            .collect();
+        self.by_key = self.peers.iter().map(|(i, p)| (p.spec.public_key, *i)).collect();
         for (key, peer) in wanted {
             match self.by_key.get(&key).and_then(|i| self.peers.get_mut(i)) {
                 Some(known) => known.spec = peer.clone(),
@@ -180,14 +174,8 @@ impl<S: Session> Tunnel<S> {
         self.next_index = (self.next_index + 1) & 0x00ff_ffff;
         let session = S::new(private, &spec.public_key, spec.keepalive, index, limiter);
         let endpoint = spec.endpoints.first().copied();
-        let peer = Peer {
-            spec: spec.clone(),
-            session,
-            endpoint,
-            called: None,
-            rx_bytes: 0,
-            tx_bytes: 0,
-        };
+        let peer =
+            Peer { spec: spec.clone(), session, endpoint, called: None, rx_bytes: 0, tx_bytes: 0 };
         self.peers.insert(index, peer);
         self.by_key.insert(spec.public_key, index);
     }
@@ -199,10 +187,7 @@ impl<S: Session> Tunnel<S> {
                 self.drops.malformed += 1;
                 continue;
             };
-            let peer = self
-                .routes
-                .get(at.destination)
-                .and_then(|i| self.peers.get_mut(&i));
+            let peer = self.routes.get(at.destination).and_then(|i| self.peers.get_mut(&i));
             let Some(peer) = peer else {
                 self.drops.unroutable += 1;
                 continue;
@@ -213,12 +198,7 @@ impl<S: Session> Tunnel<S> {
             }
             peer.tx_bytes += packet.len() as u64;
             let produced = peer.session.seal(packet, &mut self.scratch, now);
-            send(
-                &mut self.outbox,
-                peer.endpoint,
-                &peer.spec.endpoints,
-                &produced,
-            );
+            send(&mut self.outbox, peer.endpoint, &peer.spec.endpoints, &produced);
         }
     }
 
@@ -256,10 +236,7 @@ impl<S: Session> Tunnel<S> {
         };
         let mut input = wire;
         loop {
-            match peer
-                .session
-                .open(Some(from.ip()), input, &mut self.scratch, now)
-            {
+            match peer.session.open(Some(from.ip()), input, &mut self.scratch, now) {
                 Produced::Nothing => {
                     // An authenticated datagram without content: a keepalive.
                     if !input.is_empty() {
@@ -308,26 +285,14 @@ impl<S: Session> Tunnel<S> {
         self.next_tick = Some(now + TICK);
         for peer in self.peers.values_mut() {
             let produced = peer.session.tick(&mut self.scratch, now);
-            send(
-                &mut self.outbox,
-                peer.endpoint,
-                &peer.spec.endpoints,
-                &produced,
-            );
+            send(&mut self.outbox, peer.endpoint, &peer.spec.endpoints, &produced);
             // A mesh is kept warm: whoever has an address is called until it answers.
             let cold = peer.session.handshake_age().is_none() && !peer.spec.endpoints.is_empty();
-            let due = peer
-                .called
-                .is_none_or(|at| now.saturating_duration_since(at) >= CALL);
+            let due = peer.called.is_none_or(|at| now.saturating_duration_since(at) >= CALL);
             if cold && due && peer.spec.keepalive.is_some() {
                 peer.called = Some(now);
                 let produced = peer.session.initiate(&mut self.scratch, now);
-                send(
-                    &mut self.outbox,
-                    peer.endpoint,
-                    &peer.spec.endpoints,
-                    &produced,
-                );
+                send(&mut self.outbox, peer.endpoint, &peer.spec.endpoints, &produced);
             }
         }
     }
@@ -365,10 +330,7 @@ impl<S: Session> Tunnel<S> {
 
     /// Returns whom an address belongs to, for diagnosis.
     pub fn peer_for(&self, ip: IpAddr) -> Option<&str> {
-        self.routes
-            .get(ip)
-            .and_then(|i| self.peers.get(&i))
-            .map(|p| p.spec.name.as_str())
+        self.routes.get(ip).and_then(|i| self.peers.get(&i)).map(|p| p.spec.name.as_str())
     }
 }
 

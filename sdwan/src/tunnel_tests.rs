@@ -46,9 +46,7 @@ fn spec(me: u8, generation: u64, peers: Vec<PeerSpec>) -> MeshSpec {
 }
 
 fn packet(from: IpAddr, to: IpAddr, body: &[u8]) -> Vec<u8> {
-    let (IpAddr::V4(from), IpAddr::V4(to)) = (from, to) else {
-        panic!("IPv4 is meant")
-    };
+    let (IpAddr::V4(from), IpAddr::V4(to)) = (from, to) else { panic!("IPv4 is meant") };
     let total = u16::try_from(20 + body.len()).unwrap().to_be_bytes();
     let mut p = vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, 17, 0, 0];
     p.extend(from.octets());
@@ -101,10 +99,7 @@ fn a_packet_crosses_and_its_first_one_is_not_lost() {
     assert_eq!(delivered, vec![(2, hello)]);
     let back = packet(overlay(2), overlay(1), b"back");
     b.handle_tun([back.as_slice()], now);
-    assert_eq!(
-        settle(&mut [(1, &mut a), (2, &mut b)], now),
-        vec![(1, back)]
-    );
+    assert_eq!(settle(&mut [(1, &mut a), (2, &mut b)], now), vec![(1, back)]);
 }
 
 #[test]

@@ -70,10 +70,7 @@ const LINES_MAX: usize = 700;
 
 fn root() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest
-        .parent()
-        .expect("sim lies in the workspace")
-        .to_owned()
+    manifest.parent().expect("sim lies in the workspace").to_owned()
 }
 
 fn sources_under(dir: &Path, found: &mut Vec<PathBuf>) {
@@ -100,10 +97,7 @@ fn sources() -> Vec<(String, String)> {
     }
     found.sort();
     let name = |path: &Path| path.strip_prefix(&root).unwrap().display().to_string();
-    found
-        .iter()
-        .map(|path| (name(path), std::fs::read_to_string(path).unwrap()))
-        .collect()
+    found.iter().map(|path| (name(path), std::fs::read_to_string(path).unwrap())).collect()
 }
 
 /// The code of a file without comments, texts and spaces, up to its tests.
@@ -160,10 +154,7 @@ fn names(code: &str, path: &str) -> bool {
 fn entry_of(path: &str) -> Option<&'static [&'static str]> {
     PURE.iter()
         .find(|(entry, _)| {
-            path == *entry
-                || path
-                    .strip_prefix(entry)
-                    .is_some_and(|rest| rest.starts_with('/'))
+            path == *entry || path.strip_prefix(entry).is_some_and(|rest| rest.starts_with('/'))
         })
         .map(|(_, allowed)| *allowed)
 }
@@ -179,22 +170,11 @@ fn fail_with(broken: &[String], rule: &str) {
 #[test]
 fn crates_import_only_whom_they_may() {
     let out = Command::new(env!("CARGO"))
-        .args([
-            "metadata",
-            "--format-version",
-            "1",
-            "--no-deps",
-            "--offline",
-            "--locked",
-        ])
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline", "--locked"])
         .current_dir(root())
         .output()
         .unwrap();
-    assert!(
-        out.status.success(),
-        "cargo metadata: {}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    assert!(out.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&out.stderr));
     let metadata: Value = serde_json::from_slice(&out.stdout).unwrap();
     let name = |value: &Value| value["name"].as_str().unwrap().to_owned();
     let seen: BTreeMap<String, BTreeSet<String>> = metadata["packages"]
@@ -230,15 +210,10 @@ fn pure_modules_name_nothing_impure() {
             continue;
         };
         let code = code_of(text);
-        let named = IMPURE
-            .iter()
-            .filter(|word| !allowed.contains(word) && names(&code, word));
+        let named = IMPURE.iter().filter(|word| !allowed.contains(word) && names(&code, word));
         broken.extend(named.map(|word| format!("{path} names {word}")));
     }
-    fail_with(
-        &broken,
-        "pure modules with something impure (pass it in, or move it to a shell)",
-    );
+    fail_with(&broken, "pure modules with something impure (pass it in, or move it to a shell)");
 }
 
 #[test]
@@ -247,9 +222,7 @@ fn every_file_says_what_it_is_and_pure_ones_are_listed() {
     for (path, text) in &sources() {
         let head = text.lines().next().unwrap_or_default();
         if !head.starts_with("//! ") {
-            broken.push(format!(
-                "{path} does not open with a `//!` line that says what it is"
-            ));
+            broken.push(format!("{path} does not open with a `//!` line that says what it is"));
         } else if !is_test(path) && head.ends_with(" Pure.") && entry_of(path).is_none() {
             broken.push(format!("{path} says that it is pure, but is not in PURE"));
         }
@@ -266,24 +239,21 @@ fn every_file_says_what_it_is_and_pure_ones_are_listed() {
 fn files_are_short() {
     let count = |(path, text): &(String, String)| (path.clone(), text.lines().count());
     let sizes: Vec<(String, usize)> = sources().iter().map(count).collect();
-    for (path, lines) in sizes
-        .iter()
-        .filter(|(_, lines)| (LINES_WANTED + 1..=LINES_MAX).contains(lines))
+    for (path, lines) in
+        sizes.iter().filter(|(_, lines)| (LINES_WANTED + 1..=LINES_MAX).contains(lines))
     {
         println!("{path} has {lines} lines: time to split it");
     }
     let long = sizes.iter().filter(|(_, lines)| *lines > LINES_MAX);
-    let broken: Vec<String> = long
-        .map(|(path, lines)| format!("{path} has {lines} lines"))
-        .collect();
+    let broken: Vec<String> =
+        long.map(|(path, lines)| format!("{path} has {lines} lines")).collect();
     fail_with(&broken, &format!("files above {LINES_MAX} lines"));
 }
 
 #[test]
 fn the_product_does_not_know_whether_it_is_tested() {
-    let shipped = sources()
-        .into_iter()
-        .filter(|(path, _)| path.contains("/src/") && !is_test(path));
+    let shipped =
+        sources().into_iter().filter(|(path, _)| path.contains("/src/") && !is_test(path));
     let broken: Vec<String> = shipped
         .filter(|(_, text)| {
             let code = code_of(text);
@@ -297,17 +267,9 @@ fn the_product_does_not_know_whether_it_is_tested() {
 #[test]
 fn functions_are_held_short_by_clippy() {
     let clippy = std::fs::read_to_string(root().join("clippy.toml")).unwrap();
-    assert!(
-        clippy
-            .lines()
-            .any(|line| line.trim() == "too-many-lines-threshold = 70")
-    );
+    assert!(clippy.lines().any(|line| line.trim() == "too-many-lines-threshold = 70"));
     let workspace = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
-    assert!(
-        workspace
-            .lines()
-            .any(|line| line.trim() == "too_many_lines = \"warn\"")
-    );
+    assert!(workspace.lines().any(|line| line.trim() == "too_many_lines = \"warn\""));
 }
 
 #[test]

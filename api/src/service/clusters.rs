@@ -15,24 +15,13 @@ use crate::status::{detail, from_call, not_found, status};
 type Answer<T> = Result<Response<T>, Status>;
 
 fn find<'a>(state: &'a State, text: &str) -> Result<&'a Cluster, Status> {
-    let found = text
-        .parse()
-        .ok()
-        .and_then(|name| state.cluster_named(&name));
-    found.ok_or_else(|| {
-        not_found(
-            "cluster",
-            text,
-            &list(state.clusters.values().map(|c| &c.name)),
-        )
-    })
+    let found = text.parse().ok().and_then(|name| state.cluster_named(&name));
+    found.ok_or_else(|| not_found("cluster", text, &list(state.clusters.values().map(|c| &c.name))))
 }
 
 fn find_vip<'a>(state: &'a State, text: &str) -> Result<&'a Vip, Status> {
     let known = || list(state.vips.values().map(|v| &v.name));
-    state
-        .vip_named(text)
-        .ok_or_else(|| not_found("VIP", text, &known()))
+    state.vip_named(text).ok_or_else(|| not_found("VIP", text, &known()))
 }
 
 #[tonic::async_trait]
@@ -60,12 +49,7 @@ impl<D: Daemon> Clusters for Api<D> {
     ) -> Answer<proto::ListClustersResponse> {
         let read = self.scene(request.get_ref().read.as_ref()).await?;
         let scene = read.scene();
-        let clusters = read
-            .state()
-            .clusters
-            .values()
-            .map(|c| scene.cluster(c))
-            .collect();
+        let clusters = read.state().clusters.values().map(|c| scene.cluster(c)).collect();
         Ok(Response::new(proto::ListClustersResponse { clusters }))
     }
 
@@ -83,10 +67,7 @@ impl<D: Daemon> Clusters for Api<D> {
         let read = self.scene(Some(&proto::Read { stale: true })).await?;
         let cluster = find(read.state(), &request.get_ref().cluster)?;
         let (Some(sealed), Some(endpoint)) = (&cluster.secrets, &cluster.endpoint) else {
-            let why = format!(
-                "the cluster is {} still",
-                read.scene().cluster_word(cluster)
-            );
+            let why = format!("the cluster is {} still", read.scene().cluster_word(cluster));
             let next = format!("skein cluster show {}", cluster.name);
             let detail = detail("not_available", "there is no kubeconfig yet", why, next);
             return Err(status(Code::FailedPrecondition, detail));
@@ -95,19 +76,13 @@ impl<D: Daemon> Clusters for Api<D> {
         let key = self.daemon.fleet_key();
         let key = key
             .ok_or_else(|| not_ready("this node has not been handed the fleet's key yet".into()))?;
-        let opened = key
-            .open(CLUSTER_SECRETS, sealed)
-            .map_err(|e| not_ready(e.to_string()))?;
+        let opened = key.open(CLUSTER_SECRETS, sealed).map_err(|e| not_ready(e.to_string()))?;
         let secrets: ClusterSecrets = serde_json::from_slice(opened.expose())
             .map_err(|e| not_ready(format!("the cluster's secrets are unreadable: {e}")))?;
         let kubeconfig =
-            self.daemon
-                .kubeconfig(&secrets.kubeconfig, endpoint, cluster.name.as_str());
+            self.daemon.kubeconfig(&secrets.kubeconfig, endpoint, cluster.name.as_str());
         let kubeconfig = kubeconfig.map_err(not_ready)?;
-        Ok(Response::new(proto::Kubeconfig {
-            kubeconfig,
-            api_endpoint: endpoint.clone(),
-        }))
+        Ok(Response::new(proto::Kubeconfig { kubeconfig, api_endpoint: endpoint.clone() }))
     }
 }
 
@@ -136,29 +111,19 @@ impl<D: Daemon> Vips for Api<D> {
         let vip = find_vip(read.state(), &r.name)?;
         let candidates = read.scene().candidates(vip);
         let wanted = candidates.iter().find(|(id, c)| {
-            if r.to.is_empty() {
-                c.eligible && vip.holder != Some(*id)
-            } else {
-                c.node == r.to
-            }
+            if r.to.is_empty() { c.eligible && vip.holder != Some(*id) } else { c.node == r.to }
         });
         let refused = |why: String| {
             let next = format!("skein vip show {}", vip.name);
-            let detail = detail(
-                "guarded",
-                format!("VIP {} was not moved", vip.name),
-                why,
-                next,
-            );
+            let detail = detail("guarded", format!("VIP {} was not moved", vip.name), why, next);
             status(Code::FailedPrecondition, detail)
         };
         let (to, candidate) = match wanted {
             Some(found) => found,
             None if r.to.is_empty() => {
                 let reasons = candidates.iter().filter(|(id, _)| vip.holder != Some(*id));
-                let reasons: Vec<String> = reasons
-                    .map(|(_, c)| format!("{} {}", c.node, c.reason))
-                    .collect();
+                let reasons: Vec<String> =
+                    reasons.map(|(_, c)| format!("{} {}", c.node, c.reason)).collect();
                 let why = if reasons.is_empty() {
                     "it is the cluster's only server".into()
                 } else {
@@ -170,10 +135,7 @@ impl<D: Daemon> Vips for Api<D> {
                 return Err(not_found(
                     "server",
                     &r.to,
-                    &candidates
-                        .iter()
-                        .map(|(_, c)| c.node.clone())
-                        .collect::<Vec<_>>(),
+                    &candidates.iter().map(|(_, c)| c.node.clone()).collect::<Vec<_>>(),
                 ));
             }
         };

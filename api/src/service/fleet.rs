@@ -26,10 +26,8 @@ impl<D: Daemon> Api<D> {
     /// Opens the fleet's authority, which any member with the fleet's key can do.
     pub(super) fn authority(&self, state: &model::State) -> Result<Authority, Status> {
         let not_ready = |why: &str| from_call(CallError::NotReady(why.to_owned()));
-        let fleet = state
-            .fleet
-            .as_ref()
-            .ok_or_else(|| not_ready("the fleet is not founded yet"))?;
+        let fleet =
+            state.fleet.as_ref().ok_or_else(|| not_ready("the fleet is not founded yet"))?;
         let key = self
             .daemon
             .fleet_key()
@@ -58,11 +56,7 @@ fn event(e: &model::Event) -> proto::Event {
         kind: e.kind.clone(),
         severity: e.severity.as_str().into(),
         node: e.node.as_ref().map(ToString::to_string).unwrap_or_default(),
-        cluster: e
-            .cluster
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
+        cluster: e.cluster.as_ref().map(ToString::to_string).unwrap_or_default(),
         payload: e.payload.to_string(),
     }
 }
@@ -72,9 +66,7 @@ impl<D: Daemon> Fleet for Api<D> {
     async fn get_status(&self, _: Request<proto::GetStatusRequest>) -> Answer<proto::Status> {
         // What this node has applied: the status must come also without quorum.
         let read = self.scene(Some(&proto::Read { stale: true })).await?;
-        Ok(Response::new(
-            read.scene().status(read.snapshot.applied, self.daemon.me()),
-        ))
+        Ok(Response::new(read.scene().status(read.snapshot.applied, self.daemon.me())))
     }
 
     async fn create_ticket(
@@ -93,11 +85,7 @@ impl<D: Daemon> Fleet for Api<D> {
             }
         };
         let secret = self.daemon.random();
-        let life = if r.expires_s == 0 {
-            HOUR_S
-        } else {
-            r.expires_s
-        };
+        let life = if r.expires_s == 0 { HOUR_S } else { r.expires_s };
         let expires = self.daemon.wall().plus(life.saturating_mul(1000));
         let command = Command::CreateTicket {
             digest: Digest::of(&secret),
@@ -147,18 +135,14 @@ impl<D: Daemon> Fleet for Api<D> {
             standing: t.standing(read.now).into(),
             by: t.by.clone(),
         });
-        Ok(Response::new(proto::ListTicketsResponse {
-            tickets: tickets.collect(),
-        }))
+        Ok(Response::new(proto::ListTicketsResponse { tickets: tickets.collect() }))
     }
 
     async fn revoke_ticket(
         &self,
         request: Request<proto::RevokeTicketRequest>,
     ) -> Answer<proto::RevokeTicketResponse> {
-        let command = Command::RevokeTicket {
-            id: TicketId(request.get_ref().id),
-        };
+        let command = Command::RevokeTicket { id: TicketId(request.get_ref().id) };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::RevokeTicketResponse {}))
     }
@@ -176,8 +160,7 @@ impl<D: Daemon> Fleet for Api<D> {
         let certificate_pem = authority
             .sign_operator(&r.csr_pem, who.as_str(), serial, now)
             .map_err(|e| invalid("the operator was not admitted", e.to_string()))?;
-        self.propose(&request, "", Command::AdmitOperator { name: who, serial })
-            .await?;
+        self.propose(&request, "", Command::AdmitOperator { name: who, serial }).await?;
         let fleet = state.fleet.as_ref();
         Ok(Response::new(proto::AdmitOperatorResponse {
             certificate_pem,
@@ -194,10 +177,7 @@ impl<D: Daemon> Fleet for Api<D> {
         let read = self.scene(request.get_ref().read.as_ref()).await?;
         let operators = read.state().operators.values();
         let operators = operators
-            .map(|o| proto::Operator {
-                name: o.name.to_string(),
-                admitted_at: o.at.0,
-            })
+            .map(|o| proto::Operator { name: o.name.to_string(), admitted_at: o.at.0 })
             .collect();
         Ok(Response::new(proto::ListOperatorsResponse { operators }))
     }
@@ -206,9 +186,7 @@ impl<D: Daemon> Fleet for Api<D> {
         &self,
         request: Request<proto::RemoveOperatorRequest>,
     ) -> Answer<proto::RemoveOperatorResponse> {
-        let command = Command::RemoveOperator {
-            name: name(&request.get_ref().name)?,
-        };
+        let command = Command::RemoveOperator { name: name(&request.get_ref().name)? };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::RemoveOperatorResponse {}))
     }
@@ -233,19 +211,11 @@ impl<D: Daemon> Fleet for Api<D> {
         request: Request<proto::ListEventsRequest>,
     ) -> Answer<ListEventsResponse> {
         let r = request.get_ref();
-        let read = self
-            .daemon
-            .read(r.read.is_some_and(|r| r.stale))
-            .await
-            .map_err(from_call)?;
+        let read = self.daemon.read(r.read.is_some_and(|r| r.stale)).await.map_err(from_call)?;
         let limit = if r.limit == 0 { 100 } else { r.limit as usize };
         let events = read.state.events.after(0).rev();
-        let events = events
-            .filter(|e| e.kind.starts_with(&r.kind_prefix))
-            .take(limit);
-        Ok(Response::new(ListEventsResponse {
-            events: events.map(event).collect(),
-        }))
+        let events = events.filter(|e| e.kind.starts_with(&r.kind_prefix)).take(limit);
+        Ok(Response::new(ListEventsResponse { events: events.map(event).collect() }))
     }
 
     type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<proto::Event, Status>> + Send>>;

@@ -30,10 +30,7 @@ impl<D, S> Layer<S> for Gate<D> {
     type Service = Gatekeeper<D, S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Gatekeeper {
-            daemon: self.0.clone(),
-            inner,
-        }
+        Gatekeeper { daemon: self.0.clone(), inner }
     }
 }
 
@@ -45,10 +42,7 @@ pub(crate) struct Gatekeeper<D, S> {
 
 impl<D, S: Clone> Clone for Gatekeeper<D, S> {
     fn clone(&self) -> Self {
-        Self {
-            daemon: self.daemon.clone(),
-            inner: self.inner.clone(),
-        }
+        Self { daemon: self.daemon.clone(), inner: self.inner.clone() }
     }
 }
 
@@ -74,11 +68,7 @@ where
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
-            let caller = request
-                .extensions()
-                .get::<Caller>()
-                .cloned()
-                .unwrap_or(Caller::Anonymous);
+            let caller = request.extensions().get::<Caller>().cloned().unwrap_or(Caller::Anonymous);
             let state = daemon.state();
             match allow(request.uri().path(), &caller, &state) {
                 Ok(actor) => {

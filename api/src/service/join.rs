@@ -15,10 +15,7 @@ use crate::status::{from_call, invalid};
 
 fn key(text: &str, which: &str) -> Result<PublicKey, Status> {
     text.parse().map_err(|e: raft_store::model::InvalidKey| {
-        invalid(
-            "the machine was not admitted",
-            format!("its {which} key is {e}"),
-        )
+        invalid("the machine was not admitted", format!("its {which} key is {e}"))
     })
 }
 
@@ -41,10 +38,7 @@ impl<D: Daemon> Join for Api<D> {
         };
         let state = self.daemon.state();
         let authority = self.authority(&state)?;
-        let fleet = state
-            .fleet
-            .as_ref()
-            .ok_or_else(|| Status::unavailable("no fleet"))?;
+        let fleet = state.fleet.as_ref().ok_or_else(|| Status::unavailable("no fleet"))?;
         // Signed before the admission and handed out only after it: an answer that is lost can be repeated.
         let certificate_pem = authority
             .sign_node(&r.csr_pem, fleet.id, uuid, self.daemon.wall().0 / 1000)
@@ -59,17 +53,13 @@ impl<D: Daemon> Join for Api<D> {
             Change::Node { id } => id.0,
             _ => return Err(Status::internal("the machine was admitted, but not named")),
         };
-        let members = self
-            .daemon
-            .whereabouts()
-            .into_iter()
-            .map(|w| proto::Whereabouts {
-                uuid: w.uuid.to_string(),
-                node: w.node,
-                incarnation: w.incarnation,
-                seq: w.seq,
-                addresses: w.addresses.iter().map(ToString::to_string).collect(),
-            });
+        let members = self.daemon.whereabouts().into_iter().map(|w| proto::Whereabouts {
+            uuid: w.uuid.to_string(),
+            node: w.node,
+            incarnation: w.incarnation,
+            seq: w.seq,
+            addresses: w.addresses.iter().map(ToString::to_string).collect(),
+        });
         Ok(Response::new(proto::RedeemResponse {
             certificate_pem,
             ca_pem: fleet.ca_cert.clone(),
@@ -87,20 +77,12 @@ impl<D: Daemon> Peer for Api<D> {
         let from = match request.extensions().get::<Caller>() {
             Some(Caller::Node(uuid)) => *uuid,
             _ => {
-                return Err(Status::permission_denied(
-                    "only daemons of the fleet call this",
-                ));
+                return Err(Status::permission_denied("only daemons of the fleet call this"));
             }
         };
         let frame = request.into_inner();
-        let answered = self
-            .daemon
-            .frame(from, frame.kind, frame.body.into())
-            .await
-            .map_err(from_call)?;
-        Ok(Response::new(proto::Frame {
-            kind: answered.0,
-            body: answered.1.to_vec(),
-        }))
+        let answered =
+            self.daemon.frame(from, frame.kind, frame.body.into()).await.map_err(from_call)?;
+        Ok(Response::new(proto::Frame { kind: answered.0, body: answered.1.to_vec() }))
     }
 }

@@ -39,9 +39,7 @@ pub(crate) struct Api<D> {
 
 impl<D> Clone for Api<D> {
     fn clone(&self) -> Self {
-        Self {
-            daemon: self.daemon.clone(),
-        }
+        Self { daemon: self.daemon.clone() }
     }
 }
 
@@ -49,15 +47,11 @@ pub(crate) type Gated<D> = Router<tower::layer::util::Stack<Gate<D>, tower::laye
 
 /// Puts all services behind the gate.
 pub(crate) fn register<D: Daemon>(builder: Server, daemon: Arc<D>) -> Gated<D> {
-    let api = Api {
-        daemon: daemon.clone(),
-    };
+    let api = Api { daemon: daemon.clone() };
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-    let v1 = reflection
-        .build_v1()
-        .expect("the compiled descriptors are valid");
+    let v1 = reflection.build_v1().expect("the compiled descriptors are valid");
     let v1alpha = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .build_v1alpha()
@@ -89,11 +83,7 @@ pub(crate) struct Read {
 
 impl Read {
     pub(crate) fn scene(&self) -> Scene<'_> {
-        Scene {
-            state: &self.snapshot.state,
-            view: &self.view,
-            now: self.now,
-        }
+        Scene { state: &self.snapshot.state, view: &self.view, now: self.now }
     }
 
     pub(crate) fn state(&self) -> &raft_store::model::State {
@@ -109,14 +99,8 @@ impl<D: Daemon> Api<D> {
         command: Command,
     ) -> Result<Change, Status> {
         let request_id = parse_request_id(id)?;
-        let by = request
-            .extensions()
-            .get::<Actor>()
-            .map_or("unknown", |a| a.0.as_str());
-        self.daemon
-            .propose(request_id, by, command)
-            .await
-            .map_err(from_call)
+        let by = request.extensions().get::<Actor>().map_or("unknown", |a| a.0.as_str());
+        self.daemon.propose(request_id, by, command).await.map_err(from_call)
     }
 
     /// Reads state and, beside it, what the leader sees.
@@ -124,11 +108,7 @@ impl<D: Daemon> Api<D> {
         let stale = read.is_some_and(|r| r.stale);
         let snapshot = self.daemon.read(stale).await.map_err(from_call)?;
         let view = self.daemon.view().await;
-        Ok(Read {
-            snapshot,
-            view,
-            now: self.daemon.wall(),
-        })
+        Ok(Read { snapshot, view, now: self.daemon.wall() })
     }
 }
 
@@ -136,9 +116,7 @@ fn parse_request_id(id: &str) -> Result<Option<RequestId>, Status> {
     if id.is_empty() {
         return Ok(None);
     }
-    let uuid = id
-        .parse()
-        .map_err(|_| invalid("the call was refused", "request_id is no UUID"))?;
+    let uuid = id.parse().map_err(|_| invalid("the call was refused", "request_id is no UUID"))?;
     Ok(Some(RequestId(uuid)))
 }
 
@@ -150,11 +128,7 @@ fn name(text: &str) -> Result<Name, Status> {
 
 /// Reads a name that may be left out.
 fn optional_name(text: &str) -> Result<Option<Name>, Status> {
-    if text.is_empty() {
-        Ok(None)
-    } else {
-        name(text).map(Some)
-    }
+    if text.is_empty() { Ok(None) } else { name(text).map(Some) }
 }
 
 fn names(texts: &[String]) -> Result<Vec<Name>, Status> {

@@ -15,17 +15,8 @@ use crate::status::{invalid, not_found};
 type Answer<T> = Result<Response<T>, Status>;
 
 fn find<'a>(state: &'a State, text: &str) -> Result<&'a Network, Status> {
-    let found = text
-        .parse()
-        .ok()
-        .and_then(|name| state.network_named(&name));
-    found.ok_or_else(|| {
-        not_found(
-            "network",
-            text,
-            &list(state.networks.values().map(|n| &n.name)),
-        )
-    })
+    let found = text.parse().ok().and_then(|name| state.network_named(&name));
+    found.ok_or_else(|| not_found("network", text, &list(state.networks.values().map(|n| &n.name))))
 }
 
 fn pair(a: &OverlayAddress) -> Vec<String> {
@@ -107,22 +98,10 @@ impl<D: Daemon> Networks for Api<D> {
         let mtu = match r.mtu {
             0 => None,
             n => Some(u16::try_from(n).map_err(|_| {
-                invalid(
-                    "the network was not made",
-                    format!("an MTU of {n} is too large"),
-                )
+                invalid("the network was not made", format!("an MTU of {n} is too large"))
             })?),
         };
-        self.propose(
-            &request,
-            "",
-            Command::CreateNetwork {
-                name: wanted,
-                v4,
-                mtu,
-            },
-        )
-        .await?;
+        self.propose(&request, "", Command::CreateNetwork { name: wanted, v4, mtu }).await?;
         let state = self.daemon.state();
         let network = find(&state, &r.name)?;
         Ok(Response::new(self.network(&state, network)))
@@ -134,11 +113,7 @@ impl<D: Daemon> Networks for Api<D> {
     ) -> Answer<proto::ListNetworksResponse> {
         let read = self.scene(request.get_ref().read.as_ref()).await?;
         let state = read.state();
-        let networks = state
-            .networks
-            .values()
-            .map(|n| self.network(state, n))
-            .collect();
+        let networks = state.networks.values().map(|n| self.network(state, n)).collect();
         Ok(Response::new(proto::ListNetworksResponse { networks }))
     }
 
@@ -154,10 +129,7 @@ impl<D: Daemon> Networks for Api<D> {
         request: Request<proto::AttachRequest>,
     ) -> Answer<proto::AttachResponse> {
         let r = request.get_ref();
-        let command = Command::AttachNode {
-            node: name(&r.node)?,
-            network: name(&r.network)?,
-        };
+        let command = Command::AttachNode { node: name(&r.node)?, network: name(&r.network)? };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::AttachResponse {}))
     }
@@ -165,18 +137,11 @@ impl<D: Daemon> Networks for Api<D> {
     async fn add_peer(&self, request: Request<proto::AddPeerRequest>) -> Answer<proto::PeerConfig> {
         let r = request.get_ref();
         let what = format!("device {} was not admitted", r.name);
-        let key: PublicKey = r
-            .public_key
-            .parse()
-            .map_err(|e: raft_store::model::InvalidKey| {
-                invalid(what, format!("--public-key: {e}"))
-            })?;
+        let key: PublicKey = r.public_key.parse().map_err(|e: raft_store::model::InvalidKey| {
+            invalid(what, format!("--public-key: {e}"))
+        })?;
         let (network, device) = (name(&r.network)?, name(&r.name)?);
-        let command = Command::AddDevice {
-            network,
-            name: device.clone(),
-            key,
-        };
+        let command = Command::AddDevice { network, name: device.clone(), key };
         self.propose(&request, "", command).await?;
         let state = self.daemon.state();
         let network = find(&state, &r.network)?;
@@ -192,10 +157,7 @@ impl<D: Daemon> Networks for Api<D> {
         request: Request<proto::RemovePeerRequest>,
     ) -> Answer<proto::RemovePeerResponse> {
         let r = request.get_ref();
-        let command = Command::RemoveDevice {
-            network: name(&r.network)?,
-            name: name(&r.name)?,
-        };
+        let command = Command::RemoveDevice { network: name(&r.network)?, name: name(&r.name)? };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::RemovePeerResponse {}))
     }

@@ -30,12 +30,7 @@ impl<D: Daemon> Nodes for Api<D> {
     ) -> Answer<proto::ListNodesResponse> {
         let read = self.scene(request.get_ref().read.as_ref()).await?;
         let scene = read.scene();
-        let nodes = read
-            .state()
-            .nodes
-            .values()
-            .map(|n| scene.node_status(n))
-            .collect();
+        let nodes = read.state().nodes.values().map(|n| scene.node_status(n)).collect();
         Ok(Response::new(proto::ListNodesResponse { nodes }))
     }
 
@@ -43,15 +38,8 @@ impl<D: Daemon> Nodes for Api<D> {
         let r = request.get_ref();
         let read = self.scene(r.read.as_ref()).await?;
         let node = find(&read, &r.name)?;
-        let at = self
-            .daemon
-            .whereabouts()
-            .into_iter()
-            .filter(|w| w.uuid == node.uuid);
-        let endpoints = at
-            .flat_map(|w| w.addresses)
-            .map(|a| a.to_string())
-            .collect();
+        let at = self.daemon.whereabouts().into_iter().filter(|w| w.uuid == node.uuid);
+        let endpoints = at.flat_map(|w| w.addresses).map(|a| a.to_string()).collect();
         Ok(Response::new(read.scene().node(node, endpoints)))
     }
 
@@ -60,10 +48,7 @@ impl<D: Daemon> Nodes for Api<D> {
         request: Request<proto::RemoveNodeRequest>,
     ) -> Answer<proto::RemoveNodeResponse> {
         let r = request.get_ref();
-        let command = Command::RemoveNode {
-            name: name(&r.name)?,
-            force: r.force,
-        };
+        let command = Command::RemoveNode { name: name(&r.name)?, force: r.force };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::RemoveNodeResponse {}))
     }
@@ -81,11 +66,8 @@ impl<D: Daemon> Nodes for Api<D> {
                 return Err(invalid(format!("{} got no role", r.node), why));
             }
         };
-        let command = Command::AssignRole {
-            node: name(&r.node)?,
-            role,
-            cluster: optional_name(&r.cluster)?,
-        };
+        let command =
+            Command::AssignRole { node: name(&r.node)?, role, cluster: optional_name(&r.cluster)? };
         self.propose(&request, &r.request_id, command).await?;
         Ok(Response::new(proto::AssignRoleResponse {}))
     }
@@ -95,10 +77,7 @@ impl<D: Daemon> Nodes for Api<D> {
         request: Request<proto::UnassignRoleRequest>,
     ) -> Answer<proto::UnassignRoleResponse> {
         let r = request.get_ref();
-        let command = Command::UnassignRole {
-            node: name(&r.node)?,
-            force: r.force,
-        };
+        let command = Command::UnassignRole { node: name(&r.node)?, force: r.force };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::UnassignRoleResponse {}))
     }
@@ -109,19 +88,10 @@ impl<D: Daemon> Nodes for Api<D> {
         let node = find(&read, &r.node)?;
         if !r.force && node.drain.is_none() {
             // The state machine judges by what is agreed; who is alive is known only here.
-            let live = |id| {
-                read.view
-                    .nodes
-                    .get(&id)
-                    .is_some_and(|n| n.health == Health::Live)
-            };
+            let live = |id| read.view.nodes.get(&id).is_some_and(|n| n.health == Health::Live);
             drain_guard(read.state(), node.id, r.stop, &live).map_err(from_rejection)?;
         }
-        let timeout_s = if r.timeout_s == 0 {
-            DRAIN_S
-        } else {
-            r.timeout_s
-        };
+        let timeout_s = if r.timeout_s == 0 { DRAIN_S } else { r.timeout_s };
         let command = Command::Drain {
             node: node.name.clone(),
             stop: r.stop,
@@ -136,9 +106,7 @@ impl<D: Daemon> Nodes for Api<D> {
         &self,
         request: Request<proto::UndrainRequest>,
     ) -> Answer<proto::UndrainResponse> {
-        let command = Command::Undrain {
-            node: name(&request.get_ref().node)?,
-        };
+        let command = Command::Undrain { node: name(&request.get_ref().node)? };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::UndrainResponse {}))
     }

@@ -16,11 +16,8 @@ use crate::observe::Marker;
 use crate::render::Layout;
 
 /// What the operator put into the data directory, below `agent`: it was not made by K3s.
-const OPERATORS: [&str; 3] = [
-    "images",
-    "etc/containerd/config.toml.tmpl",
-    "etc/containerd/config-v3.toml.tmpl",
-];
+const OPERATORS: [&str; 3] =
+    ["images", "etc/containerd/config.toml.tmpl", "etc/containerd/config-v3.toml.tmpl"];
 
 /// Removes everything that K3s made on this host, but for the node's password.
 pub(super) async fn wipe(
@@ -66,32 +63,18 @@ fn processes() -> BTreeMap<i32, Process> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return BTreeMap::new();
     };
-    let pids = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let pids =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let read = |pid: i32| -> Option<(i32, Process)> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let parent = stat
-            .rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .nth(1)?
-            .parse()
-            .ok()?;
+        let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let arguments = line
             .split(|byte| *byte == 0)
             .map(|word| String::from_utf8_lossy(word).into_owned())
             .collect();
         let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        Some((
-            pid,
-            Process {
-                parent,
-                arguments,
-                executable,
-            },
-        ))
+        Some((pid, Process { parent, arguments, executable }))
     };
     pids.filter_map(read).collect()
 }
@@ -100,25 +83,16 @@ fn processes() -> BTreeMap<i32, Process> {
 fn doomed(layout: &Layout, all: &BTreeMap<i32, Process>) -> BTreeSet<i32> {
     let socket = layout.root.join("run/k3s/containerd");
     let ours = |process: &Process| {
-        let program = process
-            .arguments
-            .first()
-            .map(String::as_str)
-            .unwrap_or_default();
+        let program = process.arguments.first().map(String::as_str).unwrap_or_default();
         let shim = Path::new(program)
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with("containerd-shim"));
-        let served = process
-            .arguments
-            .iter()
-            .any(|argument| Path::new(argument).starts_with(&socket));
+        let served =
+            process.arguments.iter().any(|argument| Path::new(argument).starts_with(&socket));
         shim && (served || process.executable.starts_with(layout.data_dir.join("data")))
     };
-    let mut doomed: BTreeSet<i32> = all
-        .iter()
-        .filter(|(_, process)| ours(process))
-        .map(|(pid, _)| *pid)
-        .collect();
+    let mut doomed: BTreeSet<i32> =
+        all.iter().filter(|(_, process)| ours(process)).map(|(pid, _)| *pid).collect();
     loop {
         let more: Vec<i32> = (all.iter())
             .filter(|(pid, process)| doomed.contains(&process.parent) && !doomed.contains(pid))
@@ -171,9 +145,7 @@ fn mount_points(table: &str, layout: &Layout) -> Vec<PathBuf> {
         if let Ok(rest) = point.strip_prefix(&netns) {
             return rest.to_string_lossy().starts_with("cni-");
         }
-        folders
-            .iter()
-            .any(|folder| point != folder && point.starts_with(folder))
+        folders.iter().any(|folder| point != folder && point.starts_with(folder))
     };
     points.filter(ours).collect()
 }
@@ -203,11 +175,7 @@ fn unescape(text: &str) -> String {
 
 /// Removes the control groups of pods, which are empty by now, in every hierarchy. Those of systemd's slices go with it.
 fn remove_groups(top: &Path) {
-    let hierarchies = fs::read_dir(top)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
+    let hierarchies = fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path());
     for hierarchy in hierarchies.chain([top.to_owned()]) {
         remove_group(&hierarchy.join("kubepods"));
     }
@@ -225,11 +193,8 @@ fn remove_group(group: &Path) {
 fn remove_data(layout: &Layout) -> Result<(), HostError> {
     let of = |path: &str| layout.root.join(path);
     let agent = layout.data_dir.join("agent");
-    let kept: Vec<PathBuf> = OPERATORS
-        .iter()
-        .map(|path| agent.join(path))
-        .filter(|path| path.exists())
-        .collect();
+    let kept: Vec<PathBuf> =
+        OPERATORS.iter().map(|path| agent.join(path)).filter(|path| path.exists()).collect();
     remove_tree(&layout.data_dir, &kept)?;
     for path in [
         "var/lib/kubelet",
@@ -262,14 +227,10 @@ fn remove_data(layout: &Layout) -> Result<(), HostError> {
     }
     let drop_ins = [crate::spec::RoleKind::Server, crate::spec::RoleKind::Agent]
         .map(|role| layout.drop_in(role));
-    let folders = drop_ins
-        .iter()
-        .filter_map(|path| path.parent())
-        .map(Path::to_owned);
-    for folder in folders.chain([
-        layout.config_dir.join("config.yaml.d"),
-        layout.config_dir.clone(),
-    ]) {
+    let folders = drop_ins.iter().filter_map(|path| path.parent()).map(Path::to_owned);
+    for folder in
+        folders.chain([layout.config_dir.join("config.yaml.d"), layout.config_dir.clone()])
+    {
         // Stays where the operator keeps something in it.
         let _ = fs::remove_dir(folder);
     }
@@ -282,17 +243,11 @@ fn remove_data(layout: &Layout) -> Result<(), HostError> {
 /// Removes what CNI noted about pods of K3s' network, which is called cbr0.
 fn remove_results(folder: &Path) -> Result<(), HostError> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let names: Vec<String> = entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    let pods: BTreeSet<&str> = names
-        .iter()
-        .filter_map(|name| name.strip_prefix("cbr0-")?.strip_suffix("-eth0"))
-        .collect();
-    for name in names
-        .iter()
-        .filter(|name| pods.iter().any(|pod| name.contains(pod)))
-    {
+    let names: Vec<String> =
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let pods: BTreeSet<&str> =
+        names.iter().filter_map(|name| name.strip_prefix("cbr0-")?.strip_suffix("-eth0")).collect();
+    for name in names.iter().filter(|name| pods.iter().any(|pod| name.contains(pod))) {
         files::remove(&folder.join(name))?;
     }
     Ok(())
@@ -405,10 +360,7 @@ mod tests {
             ),
             (31, process(30, "/pause", "/pause")),
         ]);
-        assert_eq!(
-            doomed(&Layout::default(), &all),
-            BTreeSet::from([10, 11, 12, 20])
-        );
+        assert_eq!(doomed(&Layout::default(), &all), BTreeSet::from([10, 11, 12, 20]));
     }
 
     #[test]

@@ -25,10 +25,7 @@ pub(super) struct Said {
 /// Runs `program` with `input`, and takes its output whatever its status.
 pub(super) async fn run(program: &str, arguments: &[&str], input: &str) -> Result<Said, HostError> {
     let shown = || format!("{program} {}", arguments.join(" "));
-    let failed = |detail: String| HostError::Command {
-        command: shown(),
-        detail,
-    };
+    let failed = |detail: String| HostError::Command { command: shown(), detail };
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -62,13 +59,7 @@ pub(super) async fn must(program: &str, arguments: &[&str]) -> Result<String, Ho
     if said.ok {
         return Ok(said.out);
     }
-    let complaint = said
-        .err
-        .trim()
-        .lines()
-        .last()
-        .unwrap_or("it said nothing")
-        .to_owned();
+    let complaint = said.err.trim().lines().last().unwrap_or("it said nothing").to_owned();
     Err(HostError::Command {
         command: format!("{program} {}", arguments.join(" ")),
         detail: complaint,

@@ -19,21 +19,14 @@ pub(super) fn at<'a>(
     verb: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(io::Error) -> HostError + 'a {
-    move |source| HostError::File {
-        verb,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| HostError::File { verb, path: path.to_owned(), source }
 }
 
 /// Writes `content` beside `path`, syncs it, and renames it into place; folders that are missing are made for root alone.
 pub(super) fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), HostError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     make_folder(folder)?;
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let temporary = folder.join(format!(".{name}.skein-new"));
     remove(&temporary)?;
     let mut file = OpenOptions::new()
@@ -42,8 +35,7 @@ pub(super) fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), HostEr
         .mode(mode)
         .open(&temporary)
         .map_err(at("write", &temporary))?;
-    file.set_permissions(fs::Permissions::from_mode(mode))
-        .map_err(at("write", &temporary))?;
+    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(at("write", &temporary))?;
     file.write_all(content).map_err(at("write", &temporary))?;
     file.sync_all().map_err(at("write", &temporary))?;
     fs::rename(&temporary, path).map_err(at("write", path))?;
@@ -53,26 +45,16 @@ pub(super) fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), HostEr
 /// Makes a folder and those above it, for root alone.
 pub(super) fn make_folder(folder: &Path) -> Result<(), HostError> {
     // systemd's and K3s' public folders exist already; what is made here may hold secrets.
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(at("make", folder))
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at("make", folder))
 }
 
 /// Makes a folder and those above it, for all to read.
 pub(super) fn make_public_folder(folder: &Path) -> Result<(), HostError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(folder)
-        .map_err(at("make", folder))
+    DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(at("make", folder))
 }
 
 fn sync_folder(folder: &Path) -> Result<(), HostError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(at("sync", folder))
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(at("sync", folder))
 }
 
 /// Removes a file; one that is gone already is no error.
@@ -88,10 +70,7 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, HostError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
         {
             Ok(None)
         }
@@ -119,10 +98,7 @@ pub(super) fn sha256(path: &Path) -> Result<Option<String>, HostError> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
         {
             return Ok(None);
         }

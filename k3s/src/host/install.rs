@@ -81,24 +81,13 @@ impl Fetcher {
             task.handle.abort();
         }
         let progress: Progress = Arc::new(Mutex::new("starting".to_owned()));
-        let handle = tokio::spawn(fetch(
-            release.clone(),
-            folder.to_owned(),
-            Arc::clone(&progress),
-        ));
-        self.task = Some(Task {
-            release: release.clone(),
-            progress,
-            handle,
-        });
+        let handle = tokio::spawn(fetch(release.clone(), folder.to_owned(), Arc::clone(&progress)));
+        self.task = Some(Task { release: release.clone(), progress, handle });
     }
 
     /// Where the binary of `release` is on its way, as of `now`.
     pub(super) fn look(&mut self, release: &Release, folder: &Path, now: Instant) -> Binary {
-        if self
-            .task
-            .as_ref()
-            .is_some_and(|task| task.handle.is_finished())
+        if self.task.as_ref().is_some_and(|task| task.handle.is_finished())
             && let Some(task) = self.task.take()
         {
             self.failed = ended(task).map(|(failed, error)| {
@@ -109,29 +98,17 @@ impl Fetcher {
                     .map_or(0, |last| last.times)
                     + 1;
                 let pause = Duration::from_secs(1 << times.min(6)).min(PAUSE_MAX);
-                Failed {
-                    release: failed,
-                    error,
-                    times,
-                    next_try: now + pause,
-                }
+                Failed { release: failed, error, times, next_try: now + pause }
             });
         }
         if let Some(task) = self.task.as_ref().filter(|task| task.release == *release) {
-            let progress = task
-                .progress
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
+            let progress = task.progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
             return Binary::Fetching { progress };
         }
         if let Some(binary) = installed(release, folder) {
             return Binary::Present(Box::new(binary));
         }
-        let failed = self
-            .failed
-            .as_ref()
-            .filter(|failed| failed.release == *release);
+        let failed = self.failed.as_ref().filter(|failed| failed.release == *release);
         Binary::Missing {
             last_error: failed.map(|failed| failed.error.clone()),
             next_try: failed.map(|failed| failed.next_try),
@@ -181,10 +158,9 @@ async fn fetch(release: Release, folder: PathBuf, progress: Progress) -> Result<
     files::make_folder(&folder).map_err(|error| error.to_string())?;
     let temporary = folder.join(".fetching");
     let (sha256, wanted) = match resolve(&release)? {
-        Release::Url { url, sha256 } => (
-            download(&url, &temporary, &tell).await?,
-            Some(sha256.to_ascii_lowercase()),
-        ),
+        Release::Url { url, sha256 } => {
+            (download(&url, &temporary, &tell).await?, Some(sha256.to_ascii_lowercase()))
+        }
         Release::Path(source) => {
             tell(format!("copying {}", source.display()));
             (copy(source, temporary.clone()).await?, None)
@@ -193,9 +169,7 @@ async fn fetch(release: Release, folder: PathBuf, progress: Progress) -> Result<
     };
     if let Some(wanted) = wanted.filter(|wanted| *wanted != sha256) {
         files::remove(&temporary).map_err(|error| error.to_string())?;
-        return Err(format!(
-            "its SHA-256 is {sha256} instead of {wanted}; it was not used"
-        ));
+        return Err(format!("its SHA-256 is {sha256} instead of {wanted}; it was not used"));
     }
     tell("asking it for its version".to_owned());
     let place = folder.join(&sha256);
@@ -248,9 +222,7 @@ async fn copy(source: PathBuf, target: PathBuf) -> Result<String, String> {
             .map_err(|error| error.to_string())?
             .ok_or_else(|| "the copy is gone".to_owned())
     };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| error.to_string())?
+    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?
 }
 
 async fn download(url: &str, target: &Path, tell: &impl Fn(String)) -> Result<String, String> {
@@ -262,12 +234,8 @@ async fn download(url: &str, target: &Path, tell: &impl Fn(String)) -> Result<St
         .read_timeout(STALL)
         .build()
         .map_err(fail)?;
-    let answer = client
-        .get(url)
-        .send()
-        .await
-        .and_then(reqwest::Response::error_for_status)
-        .map_err(fail)?;
+    let answer =
+        client.get(url).send().await.and_then(reqwest::Response::error_for_status).map_err(fail)?;
     let total = answer.content_length();
     let broken = |error: std::io::Error| format!("cannot write {}: {error}", target.display());
     let mut file = tokio::fs::File::create(target).await.map_err(broken)?;
@@ -278,9 +246,7 @@ async fn download(url: &str, target: &Path, tell: &impl Fn(String)) -> Result<St
         hash.update(&chunk);
         file.write_all(&chunk).await.map_err(broken)?;
         done += chunk.len() as u64;
-        let of = total
-            .map(|total| format!(" of {:.1}", mebibytes(total)))
-            .unwrap_or_default();
+        let of = total.map(|total| format!(" of {:.1}", mebibytes(total))).unwrap_or_default();
         tell(format!("downloading, {:.1}{of} MiB", mebibytes(done)));
     }
     file.sync_all().await.map_err(broken)?;
@@ -310,19 +276,10 @@ async fn ask(release: String, path: PathBuf, sha256: String) -> Result<Note, Str
         .to_owned();
     let mut found = Vec::new();
     for verb in ["server", "agent"] {
-        let said = run(&program, &[verb, "--help"], "")
-            .await
-            .map_err(|error| error.to_string())?;
+        let said = run(&program, &[verb, "--help"], "").await.map_err(|error| error.to_string())?;
         found.push(flags(&format!("{}\n{}", said.out, said.err)));
     }
     let agent_flags = found.pop().unwrap_or_default();
     let server_flags = found.pop().unwrap_or_default();
-    Ok(Note {
-        release,
-        path,
-        sha256,
-        version,
-        server_flags,
-        agent_flags,
-    })
+    Ok(Note { release, path, sha256, version, server_flags, agent_flags })
 }

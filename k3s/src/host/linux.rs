@@ -39,11 +39,7 @@ pub enum Manager {
 impl Manager {
     /// systemd where it runs, else a supervised process.
     pub fn detect() -> Self {
-        if Path::new("/run/systemd/system").is_dir() {
-            Self::Systemd
-        } else {
-            Self::Process
-        }
+        if Path::new("/run/systemd/system").is_dir() { Self::Systemd } else { Self::Process }
     }
 }
 
@@ -165,10 +161,9 @@ impl LinuxHost {
     fn binary(&self, spec: &Spec, now: Instant) -> Binary {
         match spec {
             Spec::Run(run) => locked(&self.fetcher).look(&run.release, &self.binaries(), now),
-            Spec::Absent | Spec::Waiting { .. } | Spec::Stopped => Binary::Missing {
-                last_error: None,
-                next_try: None,
-            },
+            Spec::Absent | Spec::Waiting { .. } | Spec::Stopped => {
+                Binary::Missing { last_error: None, next_try: None }
+            }
         }
     }
 
@@ -199,19 +194,13 @@ impl LinuxHost {
         for path in ["server/db", "server/token", "agent/kubelet.kubeconfig"] {
             let path = layout.data_dir.join(path);
             if path.exists() {
-                return Ok(Some(format!(
-                    "there is a K3s on this host ({})",
-                    path.display()
-                )));
+                return Ok(Some(format!("there is a K3s on this host ({})", path.display())));
             }
         }
         for role in [RoleKind::Server, RoleKind::Agent] {
             let path = layout.unit(role);
             if files::read(&path)?.is_some_and(|text| !text.starts_with(HEADER)) {
-                return Ok(Some(format!(
-                    "there is a K3s on this host ({})",
-                    path.display()
-                )));
+                return Ok(Some(format!("there is a K3s on this host ({})", path.display())));
             }
         }
         Ok(None)
@@ -225,9 +214,8 @@ impl LinuxHost {
             .filter(|spec| drop_ins.contains(&spec.path))
             .filter_map(|spec| spec.path.parent());
         // Open to all, as K3s and systemd have them; what lies below them is not.
-        for folder in [layout.data_dir.as_path(), layout.config_dir.as_path()]
-            .into_iter()
-            .chain(drop_ins)
+        for folder in
+            [layout.data_dir.as_path(), layout.config_dir.as_path()].into_iter().chain(drop_ins)
         {
             files::make_public_folder(folder)?;
         }
@@ -235,11 +223,7 @@ impl LinuxHost {
             files::write(&spec.path, spec.mode, spec.content.expose().as_bytes())?;
         }
         let config = self.config.layout.operator_config();
-        if config.exists() {
-            Ok(())
-        } else {
-            files::write(&config, 0o600, EMPTY_CONFIG.as_bytes())
-        }
+        if config.exists() { Ok(()) } else { files::write(&config, 0o600, EMPTY_CONFIG.as_bytes()) }
     }
 
     async fn start(&self, plan: &StartPlan) -> Result<(), HostError> {
@@ -254,12 +238,9 @@ impl LinuxHost {
     async fn stop(&self, role: RoleKind, signal: Signal) -> Result<(), HostError> {
         let now = Instant::now();
         match (self.config.manager, signal) {
-            (Manager::Process, _) => process::signal(
-                &self.config.state_dir,
-                signal,
-                &mut locked(&self.supervision),
-                now,
-            ),
+            (Manager::Process, _) => {
+                process::signal(&self.config.state_dir, signal, &mut locked(&self.supervision), now)
+            }
             (Manager::Systemd, Signal::SIGKILL) => systemd::kill(role).await,
             (Manager::Systemd, _) => systemd::stop(role).await,
         }
@@ -288,10 +269,7 @@ impl LinuxHost {
         }
         let progress = Arc::new(Mutex::new("starting".to_owned()));
         let work = wipe(self.config.clone(), state.to_owned(), Arc::clone(&progress));
-        *slot = Some(Wipe {
-            task: tokio::spawn(work),
-            progress,
-        });
+        *slot = Some(Wipe { task: tokio::spawn(work), progress });
     }
 }
 
@@ -314,11 +292,7 @@ async fn wipe(config: LinuxConfig, state: PathBuf, progress: Arc<Mutex<String>>)
             if let Err(source) = removed
                 && source.kind() != std::io::ErrorKind::NotFound
             {
-                return Err(HostError::File {
-                    verb: "remove",
-                    path,
-                    source,
-                });
+                return Err(HostError::File { verb: "remove", path, source });
             }
         }
         // Last: while it is there, the wipe is not over.
@@ -342,9 +316,7 @@ fn write_marker(path: &Path, marker: &Marker) -> Result<(), HostError> {
 /// Of our files that exist. An authority is hashed too, so that a half-laid one is seen.
 fn hashes(layout: &Layout) -> Result<BTreeMap<PathBuf, String>, HostError> {
     let mut found = BTreeMap::new();
-    let laid = crate::ca::paths()
-        .into_iter()
-        .map(|path| layout.tls().join(path));
+    let laid = crate::ca::paths().into_iter().map(|path| layout.tls().join(path));
     for path in layout.ours().into_iter().chain(laid) {
         if let Some(hash) = files::sha256(&path)? {
             found.insert(path, hash);

@@ -32,11 +32,7 @@ pub trait Host: Send + Sync + 'static {
 pub enum HostError {
     /// A file could not be read, written or removed.
     #[error("cannot {verb} {path}: {source}")]
-    File {
-        verb: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    File { verb: &'static str, path: PathBuf, source: std::io::Error },
     /// A program could not be run, or failed.
     #[error("`{command}` failed: {detail}")]
     Command { command: String, detail: String },

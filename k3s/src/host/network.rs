@@ -5,21 +5,14 @@ use super::command::run;
 use crate::observe::Marker;
 
 /// Interfaces that flannel and its bridge make.
-const INTERFACES: [&str; 6] = [
-    "cni0",
-    "flannel.1",
-    "flannel-v6.1",
-    "kube-ipvs0",
-    "flannel-wg",
-    "flannel-wg-v6",
-];
+const INTERFACES: [&str; 6] =
+    ["cni0", "flannel.1", "flannel-v6.1", "kube-ipvs0", "flannel-wg", "flannel-wg-v6"];
 
 /// Removes interfaces, routes and packet filter rules of K3s.
 pub(super) async fn remove(marker: Option<&Marker>) -> Result<(), HostError> {
     let ports = run("ip", &["-o", "link", "show", "master", "cni0"], "").await;
-    let mut links: Vec<String> = ports
-        .map(|said| said.out.lines().filter_map(link_name).collect())
-        .unwrap_or_default();
+    let mut links: Vec<String> =
+        ports.map(|said| said.out.lines().filter_map(link_name).collect()).unwrap_or_default();
     links.extend(INTERFACES.map(str::to_owned));
     for link in links {
         // Most are not there.
@@ -39,29 +32,12 @@ async fn routes(marker: &Marker) -> Result<(), HostError> {
     for range in &marker.pods {
         let family = if range.addr().is_ipv6() { "-6" } else { "-4" };
         let range = range.to_string();
-        let said = run(
-            "ip",
-            &[
-                family,
-                "-o",
-                "route",
-                "show",
-                "root",
-                &range,
-                "dev",
-                &marker.iface,
-            ],
-            "",
-        )
-        .await?;
+        let said =
+            run("ip", &[family, "-o", "route", "show", "root", &range, "dev", &marker.iface], "")
+                .await?;
         for line in said.out.lines().filter(|line| line.contains(" via ")) {
             let target = line.split_whitespace().next().unwrap_or_default();
-            run(
-                "ip",
-                &[family, "route", "delete", target, "dev", &marker.iface],
-                "",
-            )
-            .await?;
+            run("ip", &[family, "route", "delete", target, "dev", &marker.iface], "").await?;
         }
     }
     Ok(())

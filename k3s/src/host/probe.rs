@@ -36,10 +36,9 @@ pub(super) async fn probe(
 ) -> Probe {
     match role {
         RoleKind::Server => match &found.kubeconfig {
-            None => Probe::NotYet(format!(
-                "it has not written {} yet",
-                layout.kubeconfig().display()
-            )),
+            None => {
+                Probe::NotYet(format!("it has not written {} yet", layout.kubeconfig().display()))
+            }
             Some(kubeconfig) => server(kubeconfig).await,
         },
         RoleKind::Agent => agent(node, layout).await,
@@ -83,10 +82,7 @@ async fn agent(node: Option<&str>, layout: &Layout) -> Probe {
 async fn kubelet() -> Probe {
     crate::kube::provide();
     let ask = async {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(DEADLINE)
-            .build()?;
+        let client = reqwest::Client::builder().no_proxy().timeout(DEADLINE).build()?;
         client.get(KUBELET).send().await?.error_for_status()
     };
     match ask.await {

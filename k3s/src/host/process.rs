@@ -73,10 +73,8 @@ impl Supervision {
         let (how, next_try) = match &self.exit {
             Some(known) => known.clone(),
             None => {
-                let known_run = self
-                    .running_since
-                    .take()
-                    .map(|since| now.saturating_duration_since(since));
+                let known_run =
+                    self.running_since.take().map(|since| now.saturating_duration_since(since));
                 if known_run.is_none_or(|run| run >= GOOD_RUN) {
                     self.restarts = 0;
                 }
@@ -87,12 +85,7 @@ impl Supervision {
                 exit
             }
         };
-        Unit::Exited {
-            role,
-            how,
-            restarts: self.restarts,
-            next_try,
-        }
+        Unit::Exited { role, how, restarts: self.restarts, next_try }
     }
 
     /// It runs.
@@ -148,12 +141,7 @@ fn parse(text: &str) -> Option<Note> {
         _ => return None,
     };
     let (pid, start, _) = identity(stat)?;
-    Some(Note {
-        role,
-        fingerprint: words.next()?.to_owned(),
-        pid,
-        start,
-    })
+    Some(Note { role, fingerprint: words.next()?.to_owned(), pid, start })
 }
 
 /// Process id, start time (field 22) and state of a line of `/proc/<pid>/stat`. The name in it may hold anything.
@@ -191,27 +179,17 @@ pub(super) fn observe(
     let ended = reap(note.pid);
     if alive(&note) {
         if let Some(since) = memory.stopping_since() {
-            return Ok(Unit::Stopping {
-                role: note.role,
-                since,
-            });
+            return Ok(Unit::Stopping { role: note.role, since });
         }
         memory.running(now);
-        return Ok(Unit::Running {
-            role: note.role,
-            fingerprint: Some(note.fingerprint),
-        });
+        return Ok(Unit::Running { role: note.role, fingerprint: Some(note.fingerprint) });
     }
     if memory.stopping_since().is_some() {
         files::remove(&note_path(state))?;
         memory.stopped();
         return Ok(Unit::Stopped);
     }
-    Ok(memory.exited(
-        note.role,
-        || ended.unwrap_or_else(|| "it is gone".to_owned()),
-        now,
-    ))
+    Ok(memory.exited(note.role, || ended.unwrap_or_else(|| "it is gone".to_owned()), now))
 }
 
 /// Starts K3s detached from this daemon, unless it runs.
@@ -235,29 +213,16 @@ pub(super) async fn start(
     let errors = log.try_clone().map_err(at("write", &layout.log))?;
     let head = format!("{} {}", plan.role.verb(), plan.fingerprint);
     let mut command = Command::new("setsid");
-    command
-        .args(["sh", "-c", SCRIPT, "skein-k3s"])
-        .arg(note_path(state))
-        .arg(head);
-    command
-        .args(control_groups(layout))
-        .arg("--")
-        .arg(&plan.binary)
-        .arg(plan.role.verb());
+    command.args(["sh", "-c", SCRIPT, "skein-k3s"]).arg(note_path(state)).arg(head);
+    command.args(control_groups(layout)).arg("--").arg(&plan.binary).arg(plan.role.verb());
     command.env_clear();
     for key in PASSED {
         if let Some(value) = std::env::var_os(key) {
             command.env(key, value);
         }
     }
-    command
-        .env("HOME", "/root")
-        .envs(environment(&layout.process_environment(plan.role))?);
-    command
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(errors);
+    command.env("HOME", "/root").envs(environment(&layout.process_environment(plan.role))?);
+    command.current_dir("/").stdin(Stdio::null()).stdout(log).stderr(errors);
     let failed = |detail: String| HostError::Command {
         command: format!("setsid sh ... {}", plan.binary.display()),
         detail,
@@ -283,8 +248,7 @@ fn environment(path: &Path) -> Result<Vec<(String, String)>, HostError> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     Ok(lines
         .filter_map(|line| {
-            line.split_once('=')
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            line.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()))
         })
         .collect())
 }
@@ -293,13 +257,9 @@ fn environment(path: &Path) -> Result<Vec<(String, String)>, HostError> {
 pub(super) fn control_groups(layout: &Layout) -> Vec<PathBuf> {
     let top = layout.root.join("sys/fs/cgroup");
     let roots = [top.clone(), top.join("unified"), top.join("systemd")];
-    let usable = roots
-        .into_iter()
-        .filter(|root| root.join("cgroup.procs").exists());
+    let usable = roots.into_iter().filter(|root| root.join("cgroup.procs").exists());
     let groups = usable.map(|root| root.join("skein-k3s"));
-    groups
-        .filter(|group| group.is_dir() || fs::create_dir(group).is_ok())
-        .collect()
+    groups.filter(|group| group.is_dir() || fs::create_dir(group).is_ok()).collect()
 }
 
 /// Asks the main process to end, or forgets one that ended.
@@ -330,12 +290,7 @@ pub(super) fn signal(
 pub(super) fn rotate(log: &Path) -> Result<(), HostError> {
     let old = log.with_extension("log.1");
     fs::copy(log, &old).map_err(at("write", &old))?;
-    OpenOptions::new()
-        .write(true)
-        .truncate(true)
-        .open(log)
-        .map(drop)
-        .map_err(at("empty", log))
+    OpenOptions::new().write(true).truncate(true).open(log).map(drop).map_err(at("empty", log))
 }
 
 #[cfg(test)]

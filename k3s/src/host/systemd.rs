@@ -33,17 +33,10 @@ fn parse(text: &str) -> Shown {
 
 /// Both roles' units, as systemd sees them now.
 pub(super) async fn show() -> Result<[(RoleKind, Shown); 2], HostError> {
-    let mut found = [
-        (RoleKind::Server, Shown::default()),
-        (RoleKind::Agent, Shown::default()),
-    ];
+    let mut found = [(RoleKind::Server, Shown::default()), (RoleKind::Agent, Shown::default())];
     for (role, shown) in &mut found {
         *shown = parse(
-            &must(
-                "systemctl",
-                &["show", "--property=ActiveState,Result", &service(*role)],
-            )
-            .await?,
+            &must("systemctl", &["show", "--property=ActiveState,Result", &service(*role)]).await?,
         );
     }
     Ok(found)
@@ -60,16 +53,10 @@ pub(super) fn judge(
         match shown.active.as_str() {
             "active" | "activating" | "reloading" => {
                 memory.running(now);
-                return Ok(Unit::Running {
-                    role: *role,
-                    fingerprint: noted(state, *role)?,
-                });
+                return Ok(Unit::Running { role: *role, fingerprint: noted(state, *role)? });
             }
             "deactivating" => {
-                return Ok(Unit::Stopping {
-                    role: *role,
-                    since: memory.stopping(now),
-                });
+                return Ok(Unit::Stopping { role: *role, since: memory.stopping(now) });
             }
             "failed" => {
                 let how = || format!("systemd gave up: {}", shown.result);
@@ -89,34 +76,21 @@ pub(super) async fn start(plan: &StartPlan, state: &Path) -> Result<(), HostErro
     must("systemctl", &["daemon-reload"]).await?;
     run("systemctl", &["reset-failed", &service(plan.role)], "").await?;
     must("systemctl", &["enable", &service(plan.role)]).await?;
-    must("systemctl", &["start", "--no-block", &service(plan.role)])
-        .await
-        .map(drop)
+    must("systemctl", &["start", "--no-block", &service(plan.role)]).await.map(drop)
 }
 
 /// Stops a unit, also for the next boot.
 pub(super) async fn stop(role: RoleKind) -> Result<(), HostError> {
     run("systemctl", &["disable", &service(role)], "").await?;
     must("systemctl", &["stop", "--no-block", &service(role)]).await?;
-    run("systemctl", &["reset-failed", &service(role)], "")
-        .await
-        .map(drop)
+    run("systemctl", &["reset-failed", &service(role)], "").await.map(drop)
 }
 
 /// Kills the main process of a unit.
 pub(super) async fn kill(role: RoleKind) -> Result<(), HostError> {
-    run(
-        "systemctl",
-        &[
-            "kill",
-            "--kill-who=main",
-            "--signal=SIGKILL",
-            &service(role),
-        ],
-        "",
-    )
-    .await
-    .map(drop)
+    run("systemctl", &["kill", "--kill-who=main", "--signal=SIGKILL", &service(role)], "")
+        .await
+        .map(drop)
 }
 
 /// Tells systemd that units changed on disk.
@@ -128,18 +102,11 @@ pub(super) async fn reload() -> Result<(), HostError> {
 pub(super) async fn tail(role: RoleKind) -> Vec<String> {
     let said = run(
         "journalctl",
-        &[
-            "--unit",
-            &service(role),
-            "--lines=8",
-            "--output=cat",
-            "--no-pager",
-        ],
+        &["--unit", &service(role), "--lines=8", "--output=cat", "--no-pager"],
         "",
     )
     .await;
-    said.map(|said| said.out.lines().map(str::to_owned).collect())
-        .unwrap_or_default()
+    said.map(|said| said.out.lines().map(str::to_owned).collect()).unwrap_or_default()
 }
 
 fn service(role: RoleKind) -> String {
@@ -152,10 +119,7 @@ fn note_path(state: &Path) -> std::path::PathBuf {
 
 fn noted(state: &Path, role: RoleKind) -> Result<Option<String>, HostError> {
     let text = files::read(&note_path(state))?.unwrap_or_default();
-    let found = text
-        .trim()
-        .split_once(' ')
-        .filter(|(verb, _)| *verb == role.verb());
+    let found = text.trim().split_once(' ').filter(|(verb, _)| *verb == role.verb());
     Ok(found.map(|(_, fingerprint)| fingerprint.to_owned()))
 }
 
@@ -165,14 +129,8 @@ mod tests {
 
     fn judged(active: &str, state: &Path) -> Unit {
         let found = [
-            (
-                RoleKind::Server,
-                parse("Result=success\nActiveState=inactive\n"),
-            ),
-            (
-                RoleKind::Agent,
-                parse(&format!("ActiveState={active}\nResult=exit-code\n")),
-            ),
+            (RoleKind::Server, parse("Result=success\nActiveState=inactive\n")),
+            (RoleKind::Agent, parse(&format!("ActiveState={active}\nResult=exit-code\n"))),
         ];
         judge(&found, state, &mut Supervision::default(), Instant::now()).unwrap()
     }
@@ -181,17 +139,11 @@ mod tests {
     async fn states_are_read() {
         let dir = tempfile::tempdir().unwrap();
         files::write(&note_path(dir.path()), 0o600, b"agent abc\n").unwrap();
-        let running = Unit::Running {
-            role: RoleKind::Agent,
-            fingerprint: Some("abc".into()),
-        };
+        let running = Unit::Running { role: RoleKind::Agent, fingerprint: Some("abc".into()) };
         assert_eq!(judged("activating", dir.path()), running);
         assert_eq!(judged("active", dir.path()), running);
         assert_eq!(judged("inactive", dir.path()), Unit::Stopped);
-        assert!(matches!(
-            judged("deactivating", dir.path()),
-            Unit::Stopping { .. }
-        ));
+        assert!(matches!(judged("deactivating", dir.path()), Unit::Stopping { .. }));
         assert!(
             matches!(judged("failed", dir.path()), Unit::Exited { how, .. } if how.contains("exit-code"))
         );

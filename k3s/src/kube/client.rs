@@ -66,10 +66,7 @@ impl Kube {
             .timeout(deadline)
             .build()
             .map_err(|error| bad(&error))?;
-        let url = url
-            .unwrap_or(&found.server)
-            .trim_end_matches('/')
-            .to_owned();
+        let url = url.unwrap_or(&found.server).trim_end_matches('/').to_owned();
         Ok(Self { http, url })
     }
 
@@ -90,12 +87,8 @@ impl Kube {
 
     /// All nodes.
     pub async fn nodes(&self) -> Result<Vec<NodeInfo>, KubeError> {
-        let answer = self
-            .json(reqwest::Method::GET, "/api/v1/nodes", None)
-            .await?;
-        let items = answer["items"]
-            .as_array()
-            .map_or(&[] as &[Value], Vec::as_slice);
+        let answer = self.json(reqwest::Method::GET, "/api/v1/nodes", None).await?;
+        let items = answer["items"].as_array().map_or(&[] as &[Value], Vec::as_slice);
         Ok(items.iter().map(node).collect())
     }
 
@@ -119,11 +112,7 @@ impl Kube {
 
     /// Undoes a cordon of ours, and only that. Says whether there was one.
     pub async fn uncordon(&self, name: &str) -> Result<bool, KubeError> {
-        if !self
-            .node(name)
-            .await?
-            .is_some_and(|node| node.cordoned_by_us)
-        {
+        if !self.node(name).await?.is_some_and(|node| node.cordoned_by_us) {
             return Ok(false);
         }
         let patch = json!({"metadata": {"annotations": {CORDON_MARK: null}}, "spec": {"unschedulable": null}});
@@ -143,13 +132,9 @@ impl Kube {
     }
 
     async fn patch_node(&self, name: &str, patch: Value) -> Result<(), KubeError> {
-        self.json(
-            reqwest::Method::PATCH,
-            &format!("/api/v1/nodes/{name}"),
-            Some(patch),
-        )
-        .await
-        .map(drop)
+        self.json(reqwest::Method::PATCH, &format!("/api/v1/nodes/{name}"), Some(patch))
+            .await
+            .map(drop)
     }
 
     pub(super) async fn json(
@@ -160,10 +145,8 @@ impl Kube {
     ) -> Result<Value, KubeError> {
         let what = format!("{method} {path}");
         let text = self.send(method, path, body).await?;
-        serde_json::from_str(&text).map_err(|error| KubeError::Answer {
-            what,
-            detail: error.to_string(),
-        })
+        serde_json::from_str(&text)
+            .map_err(|error| KubeError::Answer { what, detail: error.to_string() })
     }
 
     async fn text(&self, path: &str) -> Result<String, KubeError> {
@@ -196,11 +179,7 @@ impl Kube {
         if status.is_success() {
             return Ok(text);
         }
-        Err(KubeError::Refused {
-            what,
-            status: status.as_u16(),
-            message: message(&text),
-        })
+        Err(KubeError::Refused { what, status: status.as_u16(), message: message(&text) })
     }
 }
 
@@ -224,25 +203,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 /// What a refusal says: Kubernetes' own message, or of a list of checks those that failed.
 fn message(body: &str) -> String {
     let status: Option<Value> = serde_json::from_str(body).ok();
-    if let Some(said) = status
-        .as_ref()
-        .and_then(|status| status["message"].as_str())
-    {
+    if let Some(said) = status.as_ref().and_then(|status| status["message"].as_str()) {
         return said.chars().take(400).collect();
     }
-    let failed: Vec<&str> = body
-        .lines()
-        .filter(|line| line.starts_with("[-]"))
-        .collect();
-    let said = if failed.is_empty() {
-        body.trim().to_owned()
-    } else {
-        failed.join(", ")
-    };
-    said.chars()
-        .filter(|letter| !letter.is_control())
-        .take(400)
-        .collect()
+    let failed: Vec<&str> = body.lines().filter(|line| line.starts_with("[-]")).collect();
+    let said = if failed.is_empty() { body.trim().to_owned() } else { failed.join(", ") };
+    said.chars().filter(|letter| !letter.is_control()).take(400).collect()
 }
 
 pub(super) fn absent<T>(outcome: Result<T, KubeError>) -> Result<Option<T>, KubeError> {
@@ -286,28 +252,17 @@ fn node(object: &Value) -> NodeInfo {
         cidrs.extend(object["spec"]["podCIDR"].as_str().map(str::to_owned));
     }
     let conditions = object["status"]["conditions"].as_array();
-    let ready = conditions
-        .into_iter()
-        .flatten()
-        .find(|condition| condition["type"] == "Ready");
-    let addresses = object["status"]["addresses"]
-        .as_array()
-        .into_iter()
-        .flatten();
+    let ready = conditions.into_iter().flatten().find(|condition| condition["type"] == "Ready");
+    let addresses = object["status"]["addresses"].as_array().into_iter().flatten();
     let labels: BTreeMap<String, String> =
         serde_json::from_value(object["metadata"]["labels"].clone()).unwrap_or_default();
     let annotation = &object["metadata"]["annotations"][CORDON_MARK];
     let cordoned = object["spec"]["unschedulable"] == true;
     NodeInfo {
-        name: object["metadata"]["name"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned(),
+        name: object["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
         ready: ready.is_some_and(|ready| ready["status"] == "True"),
         detail: ready
-            .map_or("no condition yet", |ready| {
-                ready["message"].as_str().unwrap_or_default()
-            })
+            .map_or("no condition yet", |ready| ready["message"].as_str().unwrap_or_default())
             .to_owned(),
         cordoned,
         cordoned_by_us: cordoned && annotation == "true",

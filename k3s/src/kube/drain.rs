@@ -66,17 +66,13 @@ impl Kube {
         match absent(self.json(Method::POST, &path, Some(eviction)).await) {
             Ok(Some(_)) => progress.leaving.push(shown),
             Ok(None) | Err(KubeError::Refused { status: 409, .. }) => {}
-            Err(KubeError::Refused {
-                status: 429,
-                message,
-                ..
-            }) => progress.held.push((shown, message)),
+            Err(KubeError::Refused { status: 429, message, .. }) => {
+                progress.held.push((shown, message))
+            }
             // A budget that two controllers claim, or an admission hook: no reason to leave the other pods.
-            Err(KubeError::Refused {
-                status: 403 | 500,
-                message,
-                ..
-            }) => progress.held.push((shown, message)),
+            Err(KubeError::Refused { status: 403 | 500, message, .. }) => {
+                progress.held.push((shown, message))
+            }
             Err(error) => return Err(error),
         }
         Ok(())
@@ -90,9 +86,6 @@ fn stays(pod: &Value) -> bool {
         .into_iter()
         .flatten()
         .any(|owner| owner["kind"] == "DaemonSet" && owner["controller"] == true);
-    let finished = matches!(
-        pod["status"]["phase"].as_str(),
-        Some("Succeeded" | "Failed")
-    );
+    let finished = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
     mirror || daemon || finished
 }

@@ -45,11 +45,7 @@ pub enum KubeError {
     Unreachable { url: String, detail: String },
     /// An answer that says no.
     #[error("{what} was refused with {status}: {message}")]
-    Refused {
-        what: String,
-        status: u16,
-        message: String,
-    },
+    Refused { what: String, status: u16, message: String },
     /// An answer that is not understood.
     #[error("the answer to {what} cannot be read: {detail}")]
     Answer { what: String, detail: String },

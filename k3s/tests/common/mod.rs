@@ -28,23 +28,14 @@ pub(crate) fn spec(role: Role) -> RunSpec {
         iface: "wg-sdwan-0a1b2c".into(),
         vips: vec!["fd5e::100".parse().unwrap(), "10.91.0.100".parse().unwrap()],
         names: vec!["lab.example".into()],
-        cluster_cidr: vec![
-            "10.42.0.0/16".parse().unwrap(),
-            "fd42::/56".parse().unwrap(),
-        ],
-        service_cidr: vec![
-            "10.43.0.0/16".parse().unwrap(),
-            "fd43::/112".parse().unwrap(),
-        ],
+        cluster_cidr: vec!["10.42.0.0/16".parse().unwrap(), "fd42::/56".parse().unwrap()],
+        service_cidr: vec!["10.43.0.0/16".parse().unwrap(), "fd43::/112".parse().unwrap()],
         server_token: Some(Secret::new("foundersecret")),
         agent_token: Some(Secret::new("agentsecret")),
         ca: None,
         cni: Cni::FlannelHostGw,
         network_policy: false,
-        etcd_args: vec![
-            "heartbeat-interval=100".into(),
-            "election-timeout=1000".into(),
-        ],
+        etcd_args: vec!["heartbeat-interval=100".into(), "election-timeout=1000".into()],
         disable: vec!["traefik".into()],
         extra: BTreeMap::new(),
     }
@@ -86,15 +77,8 @@ pub(crate) fn binary(version: &str) -> Installed {
         "write-kubeconfig",
         "write-kubeconfig-mode",
     ];
-    let agent = [
-        "data-dir",
-        "flannel-iface",
-        "kubelet-arg",
-        "node-ip",
-        "node-name",
-        "server",
-        "token",
-    ];
+    let agent =
+        ["data-dir", "flannel-iface", "kubelet-arg", "node-ip", "node-name", "server", "token"];
     let set = |flags: &[&str]| -> BTreeSet<String> {
         flags.iter().map(|flag| (*flag).to_owned()).collect()
     };
@@ -121,10 +105,7 @@ impl Fake {
         let seen = Observed {
             layout: Layout::default(),
             systemd: true,
-            binary: Binary::Missing {
-                last_error: None,
-                next_try: None,
-            },
+            binary: Binary::Missing { last_error: None, next_try: None },
             unit: Unit::Stopped,
             files: BTreeMap::new(),
             marker: None,
@@ -136,13 +117,7 @@ impl Fake {
             log_tail: Vec::new(),
             log_bytes: 0,
         };
-        Self {
-            seen,
-            version: "v1.33.5+k3s1",
-            looks_until_ready: 3,
-            ended: 0,
-            log: Vec::new(),
-        }
+        Self { seen, version: "v1.33.5+k3s1", looks_until_ready: 3, ended: 0, log: Vec::new() }
     }
 
     /// Lets time pass on the host.
@@ -175,44 +150,28 @@ impl Fake {
             self.seen.files.clear();
             self.seen.etcd_data = false;
             self.seen.credentials = Credentials::default();
-            self.seen.binary = Binary::Missing {
-                last_error: None,
-                next_try: None,
-            };
+            self.seen.binary = Binary::Missing { last_error: None, next_try: None };
         }
     }
 
     pub(crate) fn apply(&mut self, action: &Action, now: Instant) {
         self.log.push(action.clone());
         match action {
-            Action::Fetch(_) => {
-                self.seen.binary = Binary::Fetching {
-                    progress: "half".into(),
-                }
-            }
+            Action::Fetch(_) => self.seen.binary = Binary::Fetching { progress: "half".into() },
             Action::Mark(marker) => self.seen.marker.clone_from(marker),
             Action::Write(files) => {
-                self.seen
-                    .files
-                    .extend(files.iter().map(|file| (file.path.clone(), file.sha256())));
+                self.seen.files.extend(files.iter().map(|file| (file.path.clone(), file.sha256())));
             }
-            Action::Remove(paths) => paths
-                .iter()
-                .for_each(|path| drop(self.seen.files.remove(path))),
+            Action::Remove(paths) => {
+                paths.iter().for_each(|path| drop(self.seen.files.remove(path)))
+            }
             Action::Start(plan) => {
-                self.seen.unit = Unit::Running {
-                    role: plan.role,
-                    fingerprint: Some(plan.fingerprint.clone()),
-                };
+                self.seen.unit =
+                    Unit::Running { role: plan.role, fingerprint: Some(plan.fingerprint.clone()) };
                 self.looks_until_ready = 2;
             }
             Action::Stop(role) => match self.seen.unit {
-                Unit::Running { .. } => {
-                    self.seen.unit = Unit::Stopping {
-                        role: *role,
-                        since: now,
-                    }
-                }
+                Unit::Running { .. } => self.seen.unit = Unit::Stopping { role: *role, since: now },
                 Unit::Exited { .. } => self.seen.unit = Unit::Stopped,
                 Unit::Stopped | Unit::Stopping { .. } => {}
             },
@@ -227,20 +186,13 @@ impl Fake {
         if let Unit::Running { role, .. } = self.seen.unit {
             self.ended += 1;
             let next_try = now + Duration::from_secs(1);
-            self.seen.unit = Unit::Exited {
-                role,
-                how: "exit status 1".into(),
-                restarts: self.ended,
-                next_try,
-            };
+            self.seen.unit =
+                Unit::Exited { role, how: "exit status 1".into(), restarts: self.ended, next_try };
         }
     }
 
     pub(crate) fn started(&self) -> usize {
-        self.log
-            .iter()
-            .filter(|action| matches!(action, Action::Start(_)))
-            .count()
+        self.log.iter().filter(|action| matches!(action, Action::Start(_))).count()
     }
 
     pub(crate) fn marker(&self) -> Option<&Marker> {
@@ -249,8 +201,5 @@ impl Fake {
 }
 
 pub(crate) fn paths(files: &BTreeMap<PathBuf, String>) -> Vec<String> {
-    files
-        .keys()
-        .map(|path| path.display().to_string())
-        .collect()
+    files.keys().map(|path| path.display().to_string()).collect()
 }

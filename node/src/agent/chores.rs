@@ -90,11 +90,8 @@ impl<E: Env> ChoresAgent<E> {
             DrainStep::Cordon => self.cordon(state, node).await,
             DrainStep::HandOver => self.hand_over(state, node).await,
             DrainStep::MoveVip => {
-                let holds: Vec<_> = state
-                    .vips
-                    .values()
-                    .filter(|v| v.holder == Some(node.id))
-                    .collect();
+                let holds: Vec<_> =
+                    state.vips.values().filter(|v| v.holder == Some(node.id)).collect();
                 match holds.first() {
                     None => Ok(None),
                     Some(v) if drain.force && !can_move(state, v) => Ok(None),
@@ -132,8 +129,7 @@ impl<E: Env> ChoresAgent<E> {
             return Ok(None);
         };
         let done = kube.cordon(node.name.as_str()).await;
-        done.map(|()| None)
-            .map_err(|e| format!("cordon in cluster {}: {e}", cluster.name))
+        done.map(|()| None).map_err(|e| format!("cordon in cluster {}: {e}", cluster.name))
     }
 
     fn working_member<'a>(
@@ -141,28 +137,20 @@ impl<E: Env> ChoresAgent<E> {
         state: &'a State,
         node: &Node,
     ) -> Option<(&'a Cluster, k3s::Kube)> {
-        let a = node
-            .assignment
-            .as_ref()
-            .filter(|a| a.phase == Phase::Ready)?;
+        let a = node.assignment.as_ref().filter(|a| a.phase == Phase::Ready)?;
         let cluster = state.clusters.get(&a.cluster?)?;
         Some((cluster, self.kube(cluster, a.role == Role::K3sServer)?))
     }
 
     async fn hand_over(&self, state: &State, node: &Node) -> Result<Option<String>, String> {
-        let Some(cluster) = state
-            .cluster_of(node)
-            .filter(|c| node.server_in(c.id).is_some())
+        let Some(cluster) = state.cluster_of(node).filter(|c| node.server_in(c.id).is_some())
         else {
             return Ok(None);
         };
         let Ok(etcd) = k3s::Etcd::open(&self.data_dir) else {
             return Ok(Some("no etcd on this server".into()));
         };
-        let drained = state
-            .servers(cluster.id)
-            .into_iter()
-            .filter(|(n, _)| n.drain.is_some());
+        let drained = state.servers(cluster.id).into_iter().filter(|(n, _)| n.drain.is_some());
         let avoid: Vec<String> = drained.map(|(n, _)| n.name.to_string()).collect();
         match etcd.hand_over(&avoid).await {
             Ok(k3s::HandOver::Moved { to }) => Ok(Some(format!("etcd is led by {to} now"))),
@@ -190,9 +178,9 @@ impl<E: Env> ChoresAgent<E> {
         let over = waited >= drain.timeout_ms;
         match kube.evict(node.name.as_str()).await {
             Ok(progress) if progress.done() => Ok(None),
-            Ok(progress) if over => Ok(Some(format!(
-                "the time is over with pods left: {progress:?}"
-            ))),
+            Ok(progress) if over => {
+                Ok(Some(format!("the time is over with pods left: {progress:?}")))
+            }
             Ok(progress) => Err(format!("pods to leave: {progress:?}")),
             Err(e) if over => Ok(Some(format!("the time is over, eviction failed: {e}"))),
             Err(e) => Err(format!("eviction: {e}")),
@@ -243,7 +231,7 @@ impl<E: Env> ChoresAgent<E> {
         let leaving = node.assignment.as_ref().filter(|a| a.leaving);
         let Some(a) = leaving else {
             self.leaving_since = None;
-            self.left.send_if_modified(|left| std::mem::take(left));
+            self.left.send_if_modified(std::mem::take);
             return;
         };
         if *self.left.borrow() {
@@ -251,15 +239,12 @@ impl<E: Env> ChoresAgent<E> {
         }
         let since = *self.leaving_since.get_or_insert_with(Instant::now);
         let others = a.cluster.map(|c| state.servers(c)).unwrap_or_default();
-        let others = others
-            .iter()
-            .any(|(n, o)| n.id != node.id && o.phase == Phase::Ready);
+        let others = others.iter().any(|(n, o)| n.id != node.id && o.phase == Phase::Ready);
         let holds = state.vips.values().any(|v| v.holder == Some(node.id));
         let over = since.elapsed() > LEAVE_MAX;
-        if others && !over {
-            if holds || !self.out_of_kubernetes(state, node, a.role).await {
-                return;
-            }
+        let wait = others && !over;
+        if wait && (holds || !self.out_of_kubernetes(state, node, a.role).await) {
+            return;
         }
         self.left.send_replace(true);
     }
@@ -307,10 +292,8 @@ impl<E: Env> ChoresAgent<E> {
                 };
                 match gone {
                     Ok(()) => {
-                        let command = Command::ForgetGhost {
-                            cluster: cluster.id,
-                            name: ghost.clone(),
-                        };
+                        let command =
+                            Command::ForgetGhost { cluster: cluster.id, name: ghost.clone() };
                         self.shared.propose(command).await;
                     }
                     Err(e) => {
@@ -323,8 +306,5 @@ impl<E: Env> ChoresAgent<E> {
 }
 
 fn can_move(state: &State, vip: &raft_store::model::Vip) -> bool {
-    state
-        .nodes
-        .values()
-        .any(|n| vip.holder != Some(n.id) && state.candidacy(vip, n).is_ok())
+    state.nodes.values().any(|n| vip.holder != Some(n.id) && state.candidacy(vip, n).is_ok())
 }

@@ -61,10 +61,7 @@ impl From<&Stored> for Founding {
             root_certificate: s.root_certificate.clone(),
             root_key: k3s::Secret::new(s.root_key.clone()),
         };
-        Self {
-            ca,
-            agent_secret: k3s::Secret::new(s.agent_secret.clone()),
-        }
+        Self { ca, agent_secret: k3s::Secret::new(s.agent_secret.clone()) }
     }
 }
 
@@ -90,9 +87,8 @@ pub fn load_or_make(
 ) -> Result<Founding, String> {
     let path = path(dir, incarnation);
     if let Ok(bytes) = std::fs::read(&path) {
-        let opened = key
-            .open(PURPOSE, &Sealed(bytes))
-            .map_err(|e| format!("{}: {e}", path.display()))?;
+        let opened =
+            key.open(PURPOSE, &Sealed(bytes)).map_err(|e| format!("{}: {e}", path.display()))?;
         let stored: Stored = serde_json::from_slice(opened.expose()).map_err(|e| e.to_string())?;
         return Ok(Founding::from(&stored));
     }
@@ -117,15 +113,8 @@ mod tests {
     fn a_founding_is_made_once_and_lies_sealed() {
         let dir = tempfile::tempdir().unwrap();
         let key = FleetKey::from_bytes([1; 32]);
-        let make = |b: u8| {
-            load_or_make(
-                dir.path(),
-                "x",
-                "lab",
-                &key,
-                (1_800_000_000, [b; 32], [b; 24]),
-            )
-        };
+        let make =
+            |b: u8| load_or_make(dir.path(), "x", "lab", &key, (1_800_000_000, [b; 32], [b; 24]));
         let (first, second) = (make(1).unwrap(), make(2).unwrap());
         assert_eq!(first, second);
         let bytes = std::fs::read(path(dir.path(), "x")).unwrap();

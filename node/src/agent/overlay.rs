@@ -38,14 +38,7 @@ impl<E: Env> OverlayAgent<E> {
     ) -> Self {
         let mesh = shared.env.mesh();
         let (lingering, generations) = (BTreeMap::new(), BTreeMap::new());
-        Self {
-            shared,
-            mesh,
-            wireguard,
-            lingering,
-            generations,
-            metrics,
-        }
+        Self { shared, mesh, wireguard, lingering, generations, metrics }
     }
 
     /// Runs until the daemon ends.
@@ -74,17 +67,9 @@ impl<E: Env> OverlayAgent<E> {
     fn project(&self, state: &State, generation: u64) -> Vec<MeshSpec> {
         let hosts = {
             let book = self.shared.book.lock();
-            state
-                .nodes
-                .values()
-                .map(|n| (n.uuid, book.hosts(n.uuid)))
-                .collect()
+            state.nodes.values().map(|n| (n.uuid, book.hosts(n.uuid))).collect()
         };
-        let local = Local {
-            me: self.shared.me,
-            wireguard: &self.wireguard,
-            hosts: &hosts,
-        };
+        let local = Local { me: self.shared.me, wireguard: &self.wireguard, hosts: &hosts };
         meshes(state, generation, &local)
     }
 
@@ -93,13 +78,8 @@ impl<E: Env> OverlayAgent<E> {
     fn linger(&mut self, before: &[MeshSpec], specs: &mut [MeshSpec], now: Instant) {
         for spec in specs {
             let old = before.iter().filter(|b| b.interface == spec.interface);
-            for ip in old
-                .flat_map(|b| &b.held)
-                .filter(|ip| !spec.held.contains(ip))
-            {
-                self.lingering
-                    .entry((spec.interface.clone(), *ip))
-                    .or_insert(now + LINGER);
+            for ip in old.flat_map(|b| &b.held).filter(|ip| !spec.held.contains(ip)) {
+                self.lingering.entry((spec.interface.clone(), *ip)).or_insert(now + LINGER);
             }
             for ip in &spec.held {
                 self.lingering.remove(&(spec.interface.clone(), *ip));
@@ -122,12 +102,7 @@ impl<E: Env> OverlayAgent<E> {
             .values()
             .filter(|v| v.holder == Some(me) || v.next.is_some_and(|n| n.node == me));
         let vips = match failure {
-            None => mine
-                .map(|v| PreparedVip {
-                    vip: v.id,
-                    generation: v.generation,
-                })
-                .collect(),
+            None => mine.map(|v| PreparedVip { vip: v.id, generation: v.generation }).collect(),
             Some(_) => Vec::new(),
         };
         self.shared.own.update(|own| {
@@ -144,10 +119,7 @@ impl<E: Env> OverlayAgent<E> {
             let Some((generation, old)) = self.generations.insert(vip.id, now) else {
                 continue;
             };
-            let lost = vip
-                .history
-                .last()
-                .is_some_and(|h| h.reason == MoveReason::Loss);
+            let lost = vip.history.last().is_some_and(|h| h.reason == MoveReason::Loss);
             if generation < vip.generation
                 && lost
                 && let Some(old) = old

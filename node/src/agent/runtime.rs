@@ -35,13 +35,7 @@ impl<E: Env> K3sAgent<E> {
         left: watch::Receiver<bool>,
     ) -> Self {
         let driver = k3s::Driver::new(shared.env.host());
-        Self {
-            shared,
-            driver,
-            release,
-            dir,
-            left,
-        }
+        Self { shared, driver, release, dir, left }
     }
 
     /// Runs until the daemon ends.
@@ -85,8 +79,7 @@ impl<E: Env> K3sAgent<E> {
         let turn = self.driver.turn(&spec, now).await;
         self.tell(assignment, &turn);
         if let Some(a) = assignment {
-            self.report(state, cluster, a, &spec, &turn, founding.as_ref())
-                .await;
+            self.report(state, cluster, a, &spec, &turn, founding.as_ref()).await;
         }
         turn.wake
     }
@@ -137,9 +130,7 @@ impl<E: Env> K3sAgent<E> {
         let Some(phase) = next_phase(a, cluster, spec, turn) else {
             return;
         };
-        let captured = (phase == Phase::Bootstrapped)
-            .then_some(())
-            .and(turn.captured.as_ref());
+        let captured = (phase == Phase::Bootstrapped).then_some(()).and(turn.captured.as_ref());
         let secrets = match (captured, founding) {
             (Some(c), Some(f)) => self.seal(c, f),
             _ => None,
@@ -151,9 +142,8 @@ impl<E: Env> K3sAgent<E> {
             k3s::Phase::Failed { reason } => Some(reason.clone()),
             _ => None,
         };
-        let vips = cluster
-            .and_then(|c| state.vips.get(&c.vip))
-            .map(raft_store::model::Vip::addresses);
+        let vips =
+            cluster.and_then(|c| state.vips.get(&c.vip)).map(raft_store::model::Vip::addresses);
         let version = turn.version.as_deref().and_then(k3s::Version::parse);
         let endpoint = vips.and_then(|v| k3s::endpoint(&v, version.as_ref()));
         let report = ReportPhase {

@@ -50,14 +50,7 @@ pub(super) enum ClusterCommand {
 pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result {
     let mut client = global.clusters().await?;
     match command {
-        ClusterCommand::Create {
-            name,
-            servers,
-            workers,
-            network,
-            no_wait,
-            timeout,
-        } => {
+        ClusterCommand::Create { name, servers, workers, network, no_wait, timeout } => {
             if servers.len() == 2 {
                 output::note("note: two servers tolerate no loss; etcd needs three for that");
             }
@@ -76,9 +69,7 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result {
             wait(global, &name, timeout).await?;
         }
         ClusterCommand::Ls => {
-            let request = proto::ListClustersRequest {
-                read: global.read(),
-            };
+            let request = proto::ListClustersRequest { read: global.read() };
             let list = client.list(request).await?.into_inner();
             let row = |c: &proto::Cluster| {
                 vec![
@@ -93,24 +84,14 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result {
             output::show(global, &list, || {
                 let rows = list.clusters.iter().map(row).collect();
                 output::table(
-                    &[
-                        "cluster",
-                        "flavor",
-                        "status",
-                        "api endpoint",
-                        "nodes",
-                        "may lose",
-                    ],
+                    &["cluster", "flavor", "status", "api endpoint", "nodes", "may lose"],
                     rows,
                     "no clusters; make one: skein cluster create NAME --servers NODE",
                 );
             });
         }
         ClusterCommand::Show { name } => {
-            let request = proto::GetClusterRequest {
-                name,
-                read: global.read(),
-            };
+            let request = proto::GetClusterRequest { name, read: global.read() };
             let cluster = client.get(request).await?.into_inner();
             output::show(global, &cluster, || print_cluster(&cluster));
         }
@@ -123,27 +104,16 @@ async fn wait(global: &Global, name: &str, limit: Duration) -> Result {
     let started = Instant::now();
     let mut progress = Progress::default();
     loop {
-        let request = proto::GetClusterRequest {
-            name: name.to_owned(),
-            read: None,
-        };
+        let request = proto::GetClusterRequest { name: name.to_owned(), read: None };
         let cluster = client.get(request).await?.into_inner();
-        let all_ready = cluster
-            .servers
-            .iter()
-            .chain(&cluster.workers)
-            .all(|m| m.status == "ready");
+        let all_ready = cluster.servers.iter().chain(&cluster.workers).all(|m| m.status == "ready");
         if cluster.status == "active" && all_ready {
             progress.end();
             output::show(global, &cluster, || print_cluster(&cluster));
             output::note(format!("next: skein kubeconfig {name} --merge"));
             return Ok(());
         }
-        let waits = cluster
-            .waiting_for
-            .first()
-            .cloned()
-            .unwrap_or_else(|| cluster.status.clone());
+        let waits = cluster.waiting_for.first().cloned().unwrap_or_else(|| cluster.status.clone());
         let next = format!("skein cluster show {name}");
         if cluster.status == "error" {
             return Err(ApiError::from(detail(
@@ -172,12 +142,7 @@ fn print_cluster(c: &proto::Cluster) {
         c.name, c.status, c.endpoint, c.flavor, c.version, c.tolerates
     ));
     let row = |m: &proto::ClusterMember| {
-        vec![
-            m.name.clone(),
-            m.role.clone(),
-            m.status.clone(),
-            m.version.clone(),
-        ]
+        vec![m.name.clone(), m.role.clone(), m.status.clone(), m.version.clone()]
     };
     let rows = c.servers.iter().chain(&c.workers).map(row).collect();
     output::table(&["node", "role", "status", "version"], rows, "no members");
@@ -197,24 +162,14 @@ pub(super) struct KubeconfigArgs {
 }
 
 pub(super) async fn kubeconfig(global: &Global, args: KubeconfigArgs) -> Result {
-    let request = proto::GetKubeconfigRequest {
-        cluster: args.cluster.clone(),
-    };
-    let answer = global
-        .clusters()
-        .await?
-        .get_kubeconfig(request)
-        .await?
-        .into_inner();
+    let request = proto::GetKubeconfigRequest { cluster: args.cluster.clone() };
+    let answer = global.clusters().await?.get_kubeconfig(request).await?.into_inner();
     if !args.merge {
         output::show(global, &answer, || output::raw(&answer.kubeconfig));
         return Ok(());
     }
     let failed = |why: String| {
-        let next = format!(
-            "write it elsewhere: skein kubeconfig {} > FILE",
-            args.cluster
-        );
+        let next = format!("write it elsewhere: skein kubeconfig {} > FILE", args.cluster);
         ApiError::from(detail("failed", "the kubeconfig was not merged", why, next))
     };
     let path =
@@ -244,9 +199,7 @@ pub(super) async fn kubeconfig(global: &Global, args: KubeconfigArgs) -> Result 
 
 fn kubeconfig_path() -> Option<PathBuf> {
     let listed = std::env::var_os("KUBECONFIG").filter(|v| !v.is_empty());
-    let first = listed
-        .as_deref()
-        .and_then(|v| std::env::split_paths(v).next());
+    let first = listed.as_deref().and_then(|v| std::env::split_paths(v).next());
     first.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".kube/config")))
 }
 
@@ -276,9 +229,7 @@ pub(super) async fn vip(global: &Global, command: VipCommand) -> Result {
     let mut client = global.vips().await?;
     match command {
         VipCommand::Ls => {
-            let request = proto::ListVipsRequest {
-                read: global.read(),
-            };
+            let request = proto::ListVipsRequest { read: global.read() };
             let list = client.list(request).await?.into_inner();
             let row = |v: &proto::Vip| {
                 vec![
@@ -298,19 +249,13 @@ pub(super) async fn vip(global: &Global, command: VipCommand) -> Result {
             });
         }
         VipCommand::Show { name } => {
-            let request = proto::GetVipRequest {
-                name,
-                read: global.read(),
-            };
+            let request = proto::GetVipRequest { name, read: global.read() };
             let vip = client.get(request).await?.into_inner();
             output::show(global, &vip, || print_vip(&vip));
         }
         VipCommand::Move { name, to, dry_run } => {
-            let request = proto::MoveVipRequest {
-                name: name.clone(),
-                to: to.unwrap_or_default(),
-                dry_run,
-            };
+            let request =
+                proto::MoveVipRequest { name: name.clone(), to: to.unwrap_or_default(), dry_run };
             let vip = client.r#move(request).await?.into_inner();
             if dry_run {
                 output::show(global, &vip, || {
@@ -341,10 +286,7 @@ async fn wait_moved(
     let mut client = global.vips().await?;
     let started = Instant::now();
     loop {
-        let request = proto::GetVipRequest {
-            name: before.name.clone(),
-            read: None,
-        };
+        let request = proto::GetVipRequest { name: before.name.clone(), read: None };
         let vip = client.get(request).await?.into_inner();
         if vip.holder == before.next || vip.generation > before.generation {
             return Ok(vip);
@@ -368,19 +310,11 @@ fn print_vip(v: &proto::Vip) {
         "{}   {}   held by {}   generation {}\n",
         v.name,
         v.addresses.join("  "),
-        if v.holder.is_empty() {
-            "nobody"
-        } else {
-            &v.holder
-        },
+        if v.holder.is_empty() { "nobody" } else { &v.holder },
         v.generation
     ));
     let row = |c: &proto::VipCandidate| {
-        vec![
-            c.node.clone(),
-            if c.eligible { "yes" } else { "no" }.into(),
-            c.reason.clone(),
-        ]
+        vec![c.node.clone(), if c.eligible { "yes" } else { "no" }.into(), c.reason.clone()]
     };
     output::table(
         &["server", "eligible", "why"],
@@ -390,12 +324,7 @@ fn print_vip(v: &proto::Vip) {
     if !v.history.is_empty() {
         output::line("");
         let row = |h: &proto::VipAssumption| {
-            vec![
-                h.generation.to_string(),
-                h.holder.clone(),
-                h.reason.clone(),
-                output::time(h.at),
-            ]
+            vec![h.generation.to_string(), h.holder.clone(), h.reason.clone(), output::time(h.at)]
         };
         output::table(
             &["generation", "holder", "reason", "since"],

@@ -20,12 +20,7 @@ impl Global {
         };
         let broken = |why: String| {
             let next = "make a fresh one on a member: skein operator add NAME > context.json";
-            ApiError::from(detail(
-                "context",
-                "the context file cannot be used",
-                why,
-                next,
-            ))
+            ApiError::from(detail("context", "the context file cannot be used", why, next))
         };
         let text = std::fs::read(path).map_err(|e| broken(format!("{}: {e}", path.display())))?;
         let context: ContextFile = serde_json::from_slice(&text)
@@ -63,7 +58,5 @@ impl Global {
 pub(super) fn request_id() -> String {
     let mut bytes = [0; 16];
     crate::env::linux::random(&mut bytes);
-    uuid::Builder::from_random_bytes(bytes)
-        .into_uuid()
-        .to_string()
+    uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
 }

@@ -41,13 +41,7 @@ pub(super) enum TicketCommand {
 pub(super) async fn ticket(global: &Global, command: TicketCommand) -> Result {
     let mut client = global.fleet().await?;
     match command {
-        TicketCommand::Create {
-            role,
-            network,
-            expires,
-            uses,
-            quiet,
-        } => {
+        TicketCommand::Create { role, network, expires, uses, quiet } => {
             let request = proto::CreateTicketRequest {
                 role,
                 network: network.unwrap_or_default(),
@@ -69,9 +63,7 @@ pub(super) async fn ticket(global: &Global, command: TicketCommand) -> Result {
             });
         }
         TicketCommand::Ls => {
-            let request = proto::ListTicketsRequest {
-                read: global.read(),
-            };
+            let request = proto::ListTicketsRequest { read: global.read() };
             let list = client.list_tickets(request).await?.into_inner();
             let row = |t: &proto::Ticket| {
                 let uses = format!("{}/{}", t.uses_left, t.uses);
@@ -88,24 +80,14 @@ pub(super) async fn ticket(global: &Global, command: TicketCommand) -> Result {
             output::show(global, &list, || {
                 let rows = list.tickets.iter().map(row).collect();
                 output::table(
-                    &[
-                        "id",
-                        "standing",
-                        "role",
-                        "network",
-                        "uses left",
-                        "expires",
-                        "made by",
-                    ],
+                    &["id", "standing", "role", "network", "uses left", "expires", "made by"],
                     rows,
                     "no tickets; make one: skein ticket create",
                 );
             });
         }
         TicketCommand::Revoke { id } => {
-            client
-                .revoke_ticket(proto::RevokeTicketRequest { id })
-                .await?;
+            client.revoke_ticket(proto::RevokeTicketRequest { id }).await?;
             output::note(format!("ticket {id} is revoked"));
         }
     }
@@ -113,23 +95,14 @@ pub(super) async fn ticket(global: &Global, command: TicketCommand) -> Result {
 }
 
 pub(super) async fn status(global: &Global) -> Result {
-    let status = global
-        .fleet()
-        .await?
-        .get_status(proto::GetStatusRequest {})
-        .await?
-        .into_inner();
+    let status = global.fleet().await?.get_status(proto::GetStatusRequest {}).await?.into_inner();
     output::show(global, &status, || print_status(&status));
     Ok(())
 }
 
 fn print_status(s: &proto::Status) {
     let quorum = if s.quorum { "quorum" } else { "NO QUORUM" };
-    let leader = if s.leader.is_empty() {
-        "none"
-    } else {
-        &s.leader
-    };
+    let leader = if s.leader.is_empty() { "none" } else { &s.leader };
     output::line(format!(
         "{quorum}   leader {leader}   term {}   applied {}   voters {}   served by {}\n",
         s.term,
@@ -149,15 +122,7 @@ fn print_status(s: &proto::Status) {
         ]
     };
     output::table(
-        &[
-            "node",
-            "state",
-            "role",
-            "cluster",
-            "raft",
-            "overlay",
-            "waits for",
-        ],
+        &["node", "state", "role", "cluster", "raft", "overlay", "waits for"],
         s.nodes.iter().map(node).collect(),
         "no nodes",
     );
@@ -180,12 +145,7 @@ fn print_status(s: &proto::Status) {
         );
         output::line("");
         let vip = |v: &proto::VipStatus| {
-            vec![
-                v.name.clone(),
-                v.holder.clone(),
-                v.generation.to_string(),
-                v.addresses.join(" "),
-            ]
+            vec![v.name.clone(), v.holder.clone(), v.generation.to_string(), v.addresses.join(" ")]
         };
         output::table(
             &["vip", "holder", "generation", "addresses"],
@@ -236,18 +196,12 @@ pub(super) async fn net(global: &Global, command: NetCommand) -> Result {
     match command {
         NetCommand::Create { name, ipv4, mtu } => {
             let ipv4 = ipv4.unwrap_or_default();
-            let request = proto::CreateNetworkRequest {
-                name,
-                ipv4,
-                mtu: mtu.unwrap_or(0),
-            };
+            let request = proto::CreateNetworkRequest { name, ipv4, mtu: mtu.unwrap_or(0) };
             let net = client.create(request).await?.into_inner();
             output::show(global, &net, || print_network(&net));
         }
         NetCommand::Ls => {
-            let request = proto::ListNetworksRequest {
-                read: global.read(),
-            };
+            let request = proto::ListNetworksRequest { read: global.read() };
             let list = client.list(request).await?.into_inner();
             let row = |n: &proto::Network| {
                 vec![
@@ -268,19 +222,13 @@ pub(super) async fn net(global: &Global, command: NetCommand) -> Result {
             });
         }
         NetCommand::Show { name } => {
-            let request = proto::GetNetworkRequest {
-                name,
-                read: global.read(),
-            };
+            let request = proto::GetNetworkRequest { name, read: global.read() };
             let net = client.get(request).await?.into_inner();
             output::show(global, &net, || print_network(&net));
         }
         NetCommand::Attach { network, node } => {
             client
-                .attach(proto::AttachRequest {
-                    network: network.clone(),
-                    node: node.clone(),
-                })
+                .attach(proto::AttachRequest { network: network.clone(), node: node.clone() })
                 .await?;
             output::note(format!("{node} is in network {network}"));
         }
@@ -294,12 +242,7 @@ fn print_network(n: &proto::Network) {
         n.name, n.ipv6, n.ipv4, n.port, n.mtu, n.interface
     ));
     let row = |m: &proto::NetworkMember| {
-        vec![
-            m.name.clone(),
-            m.kind.clone(),
-            m.addresses.join(" "),
-            m.public_key.clone(),
-        ]
+        vec![m.name.clone(), m.kind.clone(), m.addresses.join(" "), m.public_key.clone()]
     };
     output::table(
         &["member", "kind", "addresses", "key"],
@@ -334,26 +277,13 @@ pub(super) enum PeerCommand {
 pub(super) async fn peer(global: &Global, command: PeerCommand) -> Result {
     let mut client = global.networks().await?;
     match command {
-        PeerCommand::Add {
-            name,
-            network,
-            public_key,
-        } => {
-            let request = proto::AddPeerRequest {
-                network,
-                name,
-                public_key,
-            };
+        PeerCommand::Add { name, network, public_key } => {
+            let request = proto::AddPeerRequest { network, name, public_key };
             let config = client.add_peer(request).await?.into_inner();
             output::show(global, &config, || output::raw(&wireguard_config(&config)));
         }
         PeerCommand::Rm { name, network } => {
-            client
-                .remove_peer(proto::RemovePeerRequest {
-                    network,
-                    name: name.clone(),
-                })
-                .await?;
+            client.remove_peer(proto::RemovePeerRequest { network, name: name.clone() }).await?;
             output::note(format!("{name} is removed"));
         }
     }
@@ -410,10 +340,7 @@ pub(super) async fn events(global: &Global, args: EventsArgs) -> Result {
         print_event(global, event);
     }
     if args.watch {
-        let request = proto::WatchEventsRequest {
-            kind_prefix: args.prefix,
-            after: last,
-        };
+        let request = proto::WatchEventsRequest { kind_prefix: args.prefix, after: last };
         let mut stream = client.watch_events(request).await?.into_inner();
         while let Some(event) = stream.message().await? {
             print_event(global, &event);
@@ -434,12 +361,7 @@ fn print_event(global: &Global, e: &proto::Event) {
     }
     let facts = payload.as_object().into_iter().flatten();
     let facts: Vec<String> = facts
-        .map(|(k, v)| {
-            format!(
-                "{k}={}",
-                v.as_str().map_or_else(|| v.to_string(), str::to_owned)
-            )
-        })
+        .map(|(k, v)| format!("{k}={}", v.as_str().map_or_else(|| v.to_string(), str::to_owned)))
         .collect();
     output::line(format!(
         "{}  {:<8} {:<48} {}",
@@ -461,9 +383,7 @@ pub(super) enum EndpointCommand {
 
 pub(super) async fn endpoint(global: &Global, command: EndpointCommand) -> Result {
     let EndpointCommand::Add { address } = command;
-    let request = proto::AddEndpointRequest {
-        address: address.clone(),
-    };
+    let request = proto::AddEndpointRequest { address: address.clone() };
     global.fleet().await?.add_endpoint(request).await?;
     output::note(format!("{address} will be tried"));
     Ok(())
@@ -500,22 +420,12 @@ pub(super) async fn operator(global: &Global, command: OperatorCommand) -> Resul
             // The key is made here and shown once; the fleet sees the request alone.
             let key = make_key().map_err(|e| failed(e.to_string()))?;
             let csr_pem = make_csr(&key).map_err(|e| failed(e.to_string()))?;
-            let request = proto::AdmitOperatorRequest {
-                name: name.clone(),
-                csr_pem,
-            };
+            let request = proto::AdmitOperatorRequest { name: name.clone(), csr_pem };
             let answer = client.admit_operator(request).await?.into_inner();
             let context = ContextFile {
                 schema: 1,
-                fleet: answer
-                    .fleet_id
-                    .parse()
-                    .map_err(|e| failed(format!("{e}")))?,
-                endpoints: answer
-                    .endpoints
-                    .iter()
-                    .filter_map(|e| e.parse().ok())
-                    .collect(),
+                fleet: answer.fleet_id.parse().map_err(|e| failed(format!("{e}")))?,
+                endpoints: answer.endpoints.iter().filter_map(|e| e.parse().ok()).collect(),
                 certificate: answer.certificate_pem,
                 key: key.to_string(),
                 authority: answer.ca_pem,
@@ -528,9 +438,7 @@ pub(super) async fn operator(global: &Global, command: OperatorCommand) -> Resul
             ));
         }
         OperatorCommand::Ls => {
-            let request = proto::ListOperatorsRequest {
-                read: global.read(),
-            };
+            let request = proto::ListOperatorsRequest { read: global.read() };
             let list = client.list_operators(request).await?.into_inner();
             let row = |o: &proto::Operator| vec![o.name.clone(), output::time(o.admitted_at)];
             output::show(global, &list, || {
@@ -542,9 +450,7 @@ pub(super) async fn operator(global: &Global, command: OperatorCommand) -> Resul
             });
         }
         OperatorCommand::Rm { name } => {
-            client
-                .remove_operator(proto::RemoveOperatorRequest { name: name.clone() })
-                .await?;
+            client.remove_operator(proto::RemoveOperatorRequest { name: name.clone() }).await?;
             output::note(format!("operator {name} is removed"));
         }
     }

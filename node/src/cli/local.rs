@@ -74,16 +74,9 @@ fn need_root(what: &str) -> Result {
 }
 
 fn load_config(places: &Places) -> std::result::Result<Config, ApiError> {
-    let path = places
-        .config
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(CONFIG_FILE));
+    let path = places.config.clone().unwrap_or_else(|| PathBuf::from(CONFIG_FILE));
     Config::load(&path, places.config.is_some()).map_err(|e| {
-        usage(
-            "the configuration cannot be used",
-            e,
-            "mend the file and run the command again",
-        )
+        usage("the configuration cannot be used", e, "mend the file and run the command again")
     })
 }
 
@@ -97,11 +90,8 @@ fn node_name(
         let host = host.to_string_lossy().to_lowercase();
         host.split('.').next().unwrap_or_default().to_owned()
     };
-    let text = given
-        .or_else(|| config.name.clone())
-        .unwrap_or_else(from_host);
-    text.parse()
-        .map_err(|e| usage(what, e, "name it with --name"))
+    let text = given.or_else(|| config.name.clone()).unwrap_or_else(from_host);
+    text.parse().map_err(|e| usage(what, e, "name it with --name"))
 }
 
 pub(super) async fn init(global: &Global, args: InitArgs) -> Result {
@@ -114,10 +104,7 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Result {
         voters: args.voters.parse().unwrap_or(5),
     };
     let identity = enter::init(&args.places.state_dir, &init).await?;
-    output::note(format!(
-        "this machine, {}, is the first node of a new fleet",
-        init.name
-    ));
+    output::note(format!("this machine, {}, is the first node of a new fleet", init.name));
     if !args.foreground {
         service::install(&args.places)?;
         output::note(
@@ -174,14 +161,10 @@ async fn run_daemon(
     const WHAT: &str = "the daemon ended";
     start_log(global);
     let wrong = |e: &dyn std::fmt::Display, next: &str| failed(WHAT, e, next);
-    let member = identity
-        .membership()
-        .map_err(|e| wrong(&e, "run `skein join TICKET` again"))?
-        .clone();
+    let member =
+        identity.membership().map_err(|e| wrong(&e, "run `skein join TICKET` again"))?.clone();
     let papers = daemon::papers(&identity).map_err(|e| wrong(&e, "mend the state folder"))?;
-    let tls = papers
-        .client()
-        .map_err(|e| wrong(&e, "mend the state folder"))?;
+    let tls = papers.client().map_err(|e| wrong(&e, "mend the state folder"))?;
     let book = SharedBook::new(Book::load(&places.state_dir.join("whereabouts.json")));
     let manager = match config.k3s.manager {
         Manager::Auto => k3s::Manager::detect(),
@@ -193,17 +176,10 @@ async fn run_daemon(
         layout.data_dir.clone_from(dir);
     }
     let state_dir = places.state_dir.join("k3s");
-    let k3s = k3s::LinuxConfig {
-        state_dir,
-        manager,
-        layout,
-    };
+    let k3s = k3s::LinuxConfig { state_dir, manager, layout };
     let wire = TlsWire::new(PeerPool::new(tls), member.fleet);
     let env = Arc::new(LinuxEnv::new(wire, k3s));
-    let paths = Paths {
-        state_dir: places.state_dir.clone(),
-        socket: global.socket.clone(),
-    };
+    let paths = Paths { state_dir: places.state_dir.clone(), socket: global.socket.clone() };
     daemon::run(env, book, identity, config, paths).await.map_err(|e| {
         let next = match &e {
             DaemonError::Listen { .. } => "end what listens there (ss -lntp), or choose other addresses in /etc/skein/skein.toml",
@@ -217,9 +193,7 @@ fn start_log(global: &Global) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("SKEIN_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,sled=warn"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Already set only where a test runs several daemons in one process.
     let _ = match global.output {
         Format::Json => log.json().try_init(),

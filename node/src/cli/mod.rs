@@ -29,12 +29,7 @@ pub struct Cli {
     command: Command,
 }
 
-const VERSION: &str = concat!(
-    env!("CARGO_PKG_VERSION"),
-    " (commit ",
-    env!("SKEIN_COMMIT"),
-    ")"
-);
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("SKEIN_COMMIT"), ")");
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]

@@ -61,9 +61,7 @@ pub(super) async fn run(global: &Global, command: NodeCommand) -> Result {
     let mut client = global.nodes().await?;
     match command {
         NodeCommand::Ls => {
-            let request = proto::ListNodesRequest {
-                read: global.read(),
-            };
+            let request = proto::ListNodesRequest { read: global.read() };
             let list = client.list(request).await?.into_inner();
             let row = |n: &proto::NodeStatus| {
                 vec![
@@ -84,28 +82,16 @@ pub(super) async fn run(global: &Global, command: NodeCommand) -> Result {
             });
         }
         NodeCommand::Show { node } => {
-            let request = proto::GetNodeRequest {
-                name: node,
-                read: global.read(),
-            };
+            let request = proto::GetNodeRequest { name: node, read: global.read() };
             let node = client.get(request).await?.into_inner();
             output::show(global, &node, || print_node(&node));
         }
         NodeCommand::Rm { node, force } => {
-            client
-                .remove(proto::RemoveNodeRequest {
-                    name: node.clone(),
-                    force,
-                })
-                .await?;
+            client.remove(proto::RemoveNodeRequest { name: node.clone(), force }).await?;
             output::note(format!("{node} is removed; its identity stays refused"));
         }
         NodeCommand::Leave { force } => leave(global, force).await?,
-        NodeCommand::Assign {
-            node,
-            role,
-            cluster,
-        } => {
+        NodeCommand::Assign { node, role, cluster } => {
             let request = proto::AssignRoleRequest {
                 node: node.clone(),
                 role: role.clone(),
@@ -118,12 +104,7 @@ pub(super) async fn run(global: &Global, command: NodeCommand) -> Result {
             ));
         }
         NodeCommand::Unassign { node, force } => {
-            client
-                .unassign_role(proto::UnassignRoleRequest {
-                    node: node.clone(),
-                    force,
-                })
-                .await?;
+            client.unassign_role(proto::UnassignRoleRequest { node: node.clone(), force }).await?;
             output::note(format!(
                 "{node} gives up its role; follow it with: skein node show {node}"
             ));
@@ -133,20 +114,10 @@ pub(super) async fn run(global: &Global, command: NodeCommand) -> Result {
 }
 
 async fn leave(global: &Global, force: bool) -> Result {
-    let status = global
-        .fleet()
-        .await?
-        .get_status(proto::GetStatusRequest {})
-        .await?
-        .into_inner();
+    let status = global.fleet().await?.get_status(proto::GetStatusRequest {}).await?.into_inner();
     let name = status.served_by;
     let mut client = global.nodes().await?;
-    client
-        .remove(proto::RemoveNodeRequest {
-            name: name.clone(),
-            force,
-        })
-        .await?;
+    client.remove(proto::RemoveNodeRequest { name: name.clone(), force }).await?;
     output::note(format!(
         "{name} has left; stop the daemon (systemctl disable --now skein) and empty /var/lib/skein"
     ));
@@ -215,10 +186,7 @@ pub(super) async fn drain(global: &Global, args: DrainArgs) -> Result {
     let until = Instant::now() + args.timeout + Duration::from_secs(60);
     let mut progress = Progress::default();
     loop {
-        let request = proto::GetNodeRequest {
-            name: args.node.clone(),
-            read: None,
-        };
+        let request = proto::GetNodeRequest { name: args.node.clone(), read: None };
         let node = client.get(request).await?.into_inner();
         if node.drain == "done" {
             break;
@@ -237,21 +205,12 @@ pub(super) async fn drain(global: &Global, args: DrainArgs) -> Result {
         sleep(POLL).await;
     }
     progress.end();
-    output::note(format!(
-        "{} is drained; to take it back: skein undrain {}",
-        args.node, args.node
-    ));
+    output::note(format!("{} is drained; to take it back: skein undrain {}", args.node, args.node));
     Ok(())
 }
 
 pub(super) async fn undrain(global: &Global, node: String) -> Result {
-    global
-        .nodes()
-        .await?
-        .undrain(proto::UndrainRequest { node: node.clone() })
-        .await?;
-    output::note(format!(
-        "{node} is back in service; VIPs stay where they are"
-    ));
+    global.nodes().await?.undrain(proto::UndrainRequest { node: node.clone() }).await?;
+    output::note(format!("{node} is back in service; VIPs stay where they are"));
     Ok(())
 }

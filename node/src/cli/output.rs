@@ -40,11 +40,7 @@ fn colour() -> bool {
 
 /// Shows a failure in three lines.
 pub(super) fn failure(e: &ApiError) {
-    let (red, off) = if colour() {
-        ("\x1b[31m", "\x1b[0m")
-    } else {
-        ("", "")
-    };
+    let (red, off) = if colour() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
     eprintln!("{red}error{off}: {}", e.what);
     eprintln!("why:   {}", e.why);
     eprintln!("next:  {}", e.next);
@@ -74,15 +70,10 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) {
         return;
     }
     let mut table = Table::new();
-    table
-        .load_preset(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header.iter().map(|h| h.to_uppercase()));
     for row in rows {
-        table.add_row(
-            row.into_iter()
-                .map(|c| if c.is_empty() { "-".into() } else { c }),
-        );
+        table.add_row(row.into_iter().map(|c| if c.is_empty() { "-".into() } else { c }));
     }
     for line in table.to_string().lines() {
         self::line(line.trim_end().trim_start_matches(' '));

@@ -12,11 +12,8 @@ use crate::files;
 const UNIT: &str = "/etc/systemd/system/skein.service";
 
 fn unit(binary: &Path, places: &Places) -> String {
-    let config = places
-        .config
-        .as_ref()
-        .map(|c| format!(" --config {}", c.display()))
-        .unwrap_or_default();
+    let config =
+        places.config.as_ref().map(|c| format!(" --config {}", c.display())).unwrap_or_default();
     format!(
         "[Unit]\n\
          Description=Skein, a K3s platform without a central server\n\
@@ -43,13 +40,7 @@ fn unit(binary: &Path, places: &Places) -> String {
 }
 
 fn failed(why: impl std::fmt::Display, next: &str) -> ApiError {
-    detail(
-        "service",
-        "skein.service was not started",
-        why.to_string(),
-        next,
-    )
-    .into()
+    detail("service", "skein.service was not started", why.to_string(), next).into()
 }
 
 /// Installs and starts the unit; it starts again at each boot.
@@ -76,8 +67,5 @@ fn systemctl(args: &[&str]) -> Result<(), ApiError> {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-    Err(failed(
-        format!("systemctl {}: {text}", args.join(" ")),
-        next,
-    ))
+    Err(failed(format!("systemctl {}: {text}", args.join(" ")), next))
 }

@@ -15,10 +15,7 @@ use super::{Env, Mesh, Message, Wire};
 const BULK: usize = 64 * 1024;
 
 /// Returns the wall clock.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the one place that asks for the time"
-)]
+#[expect(clippy::disallowed_methods, reason = "this is the one place that asks for the time")]
 pub fn wall() -> UnixMillis {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     UnixMillis(since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
@@ -26,9 +23,7 @@ pub fn wall() -> UnixMillis {
 
 /// Fills `bytes` from the operating system's random source.
 pub fn random(bytes: &mut [u8]) {
-    rand::rngs::OsRng
-        .try_fill_bytes(bytes)
-        .expect("the kernel has randomness once it has booted");
+    rand::rngs::OsRng.try_fill_bytes(bytes).expect("the kernel has randomness once it has booted");
 }
 
 /// Returns the addresses at which this host is reached: those of interfaces that are up, but not loopback,
@@ -87,10 +82,7 @@ impl Wire for TlsWire {
     ) -> Result<Message, TransportError> {
         let bulk = message.0 == kind::SNAPSHOT || message.1.len() > BULK;
         let lane = if bulk { Lane::Bulk } else { Lane::Quick };
-        self.pool
-            .call(to, lane, addresses, message, deadline)
-            .await
-            .map_err(error)
+        self.pool.call(to, lane, addresses, message, deadline).await.map_err(error)
     }
 
     async fn call_at(
@@ -99,10 +91,7 @@ impl Wire for TlsWire {
         message: Message,
         deadline: Duration,
     ) -> Result<Message, TransportError> {
-        self.pool
-            .call_at(address, self.fleet, message, deadline)
-            .await
-            .map_err(error)
+        self.pool.call_at(address, self.fleet, message, deadline).await.map_err(error)
     }
 }
 
@@ -169,11 +158,7 @@ impl Mesh for LinuxMesh {
         for mesh in self.0.status() {
             for peer in &mesh.peers {
                 let labels = format!("network=\"{}\",peer=\"{}\"", mesh.network, peer.name);
-                let _ = writeln!(
-                    text,
-                    "skein_peer_received_bytes{{{labels}}} {}",
-                    peer.rx_bytes
-                );
+                let _ = writeln!(text, "skein_peer_received_bytes{{{labels}}} {}", peer.rx_bytes);
                 let _ = writeln!(text, "skein_peer_sent_bytes{{{labels}}} {}", peer.tx_bytes);
                 if let Some(age) = peer.handshake_age {
                     let _ = writeln!(

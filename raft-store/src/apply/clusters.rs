@@ -34,20 +34,13 @@ impl Context<'_> {
         }
         if let Some(twice) = repeated(&all) {
             let why = format!("node {twice} is named twice");
-            return Err(Rejection::new(
-                RejectCode::Invalid,
-                what,
-                why,
-                "name each node once",
-            ));
+            return Err(Rejection::new(RejectCode::Invalid, what, why, "name each node once"));
         }
         if let Some(existing) = self.state.cluster_named(&c.name) {
             return self.same_cluster(existing.id, c, what);
         }
         let wanted = c.servers.iter().map(|n| (n, Role::K3sServer));
-        let wanted: Vec<_> = wanted
-            .chain(c.workers.iter().map(|n| (n, Role::K3sAgent)))
-            .collect();
+        let wanted: Vec<_> = wanted.chain(c.workers.iter().map(|n| (n, Role::K3sAgent))).collect();
         let network = self.cluster_network(c.network.as_ref(), &c.servers[0])?;
         for (name, _) in &wanted {
             self.check_assignable(name, network, None)?;
@@ -76,10 +69,7 @@ impl Context<'_> {
             RejectCode::Exists,
             what,
             "a cluster of this name exists with other members",
-            format!(
-                "add nodes with: skein node assign NODE k3s-agent --cluster {}",
-                c.name
-            ),
+            format!("add nodes with: skein node assign NODE k3s-agent --cluster {}", c.name),
         ))
     }
 
@@ -103,12 +93,7 @@ impl Context<'_> {
         what: &str,
     ) -> Result<ClusterId, Rejection> {
         let exhausted = |why: &str| {
-            Rejection::new(
-                RejectCode::Exhausted,
-                what,
-                why,
-                "remove a cluster that is not needed",
-            )
+            Rejection::new(RejectCode::Exhausted, what, why, "remove a cluster that is not needed")
         };
         let net = &self.state.networks[&network];
         let in_use = |a| self.state.vips.values().any(|v| v.address == a);
@@ -116,18 +101,12 @@ impl Context<'_> {
             .map_while(|n| net.vip_address(n))
             .find(|a| !in_use(*a))
             .ok_or_else(|| exhausted("its network has no VIP left"))?;
-        let fleet = self
-            .state
-            .fleet
-            .as_ref()
-            .expect("founded before any cluster");
+        let fleet = self.state.fleet.as_ref().expect("founded before any cluster");
         let (pods, services) =
             free_ranges(self.state.clusters.values(), fleet.ipv4_pool, fleet.ula)
                 .ok_or_else(|| exhausted("no pod range is left"))?;
         let (id, vip) = (ClusterId(self.index), VipId(self.index));
-        let vip_name = format!("{name}-api")
-            .parse()
-            .unwrap_or_else(|_| name.clone());
+        let vip_name = format!("{name}-api").parse().unwrap_or_else(|_| name.clone());
         self.state.vips.insert(
             vip,
             Vip {
@@ -239,13 +218,8 @@ impl Context<'_> {
     /// Returns the only cluster that is not broken, or else a broken one, so that its refusal tells why.
     fn only_target(&mut self, node: &Name, id: NodeId) -> Result<Option<ClusterId>, Rejection> {
         let sound = |c: &&Cluster| c.status != ClusterStatus::Error;
-        let candidates: Vec<Name> = self
-            .state
-            .clusters
-            .values()
-            .filter(sound)
-            .map(|c| c.name.clone())
-            .collect();
+        let candidates: Vec<Name> =
+            self.state.clusters.values().filter(sound).map(|c| c.name.clone()).collect();
         if candidates.len() > 1 {
             self.emit(
                 "system.k3s.handshake.join_target_ambiguous",
@@ -311,22 +285,14 @@ impl Context<'_> {
         let cluster = a.cluster.and_then(|c| self.state.clusters.get(&c));
         let of = cluster.map_or_else(String::new, |c| format!(" of cluster {}", c.name));
         let (why, next) = if a.leaving {
-            (
-                "it is still giving up its former role".to_owned(),
-                format!("skein node show {node}"),
-            )
+            ("it is still giving up its former role".to_owned(), format!("skein node show {node}"))
         } else {
             (
                 format!("it is a {}{of} already", a.role.module()),
                 format!("skein node unassign {node}"),
             )
         };
-        Err(Rejection::new(
-            RejectCode::Conflict,
-            format!("{node} got no role"),
-            why,
-            next,
-        ))
+        Err(Rejection::new(RejectCode::Conflict, format!("{node} got no role"), why, next))
     }
 
     /// Records the role; `offset` orders members that one command assigns.
@@ -352,9 +318,7 @@ impl Context<'_> {
                 leaving: false,
             });
         }
-        let name = cluster
-            .and_then(|c| self.state.clusters.get(&c))
-            .map(|c| c.name.clone());
+        let name = cluster.and_then(|c| self.state.clusters.get(&c)).map(|c| c.name.clone());
         self.emit(
             "system.k3s.module.assigned",
             Severity::Low,
@@ -383,10 +347,8 @@ impl Context<'_> {
         let (cluster, network) = (only.id, only.network);
         for node in self.state.nodes.values_mut() {
             let in_network = node.networks.contains_key(&network);
-            if let Some(a) = node
-                .assignment
-                .as_mut()
-                .filter(|a| a.cluster.is_none() && !a.leaving && in_network)
+            if let Some(a) =
+                node.assignment.as_mut().filter(|a| a.cluster.is_none() && !a.leaving && in_network)
             {
                 a.cluster = Some(cluster);
             }
@@ -403,12 +365,7 @@ impl Context<'_> {
             return Ok(Change::Nothing);
         }
         if let (Some(cluster), Role::K3sServer, false) = (a.cluster, a.role, force) {
-            let others = self
-                .state
-                .servers(cluster)
-                .iter()
-                .filter(|(n, _)| n.id != id)
-                .count();
+            let others = self.state.servers(cluster).iter().filter(|(n, _)| n.id != id).count();
             let workers = self.state.members(cluster, Role::K3sAgent).len();
             if others == 0 && workers > 0 {
                 let why = format!("it is the last server of a cluster with {workers} worker(s)");
@@ -417,12 +374,7 @@ impl Context<'_> {
                 return Err(Rejection::new(RejectCode::Guarded, what, why, next));
             }
         }
-        if let Some(a) = self
-            .state
-            .nodes
-            .get_mut(&id)
-            .and_then(|n| n.assignment.as_mut())
-        {
+        if let Some(a) = self.state.nodes.get_mut(&id).and_then(|n| n.assignment.as_mut()) {
             a.leaving = true;
             a.since = self.at;
         }
@@ -453,9 +405,7 @@ pub(super) fn free_ranges<'a>(
         net.ok().map(IpNet::V4)
     };
     let taken = |r: &IpNet| {
-        let mut theirs = clusters
-            .clone()
-            .flat_map(|c| c.pods.iter().chain(&c.services));
+        let mut theirs = clusters.clone().flat_map(|c| c.pods.iter().chain(&c.services));
         overlap(r, &IpNet::V4(pool)) || theirs.any(|t| overlap(t, r))
     };
     (0..80u8).find_map(|k| {

@@ -55,12 +55,7 @@ pub enum Command {
     /// Withdraws a ticket.
     RevokeTicket { id: TicketId },
     /// Redeems a ticket: the machine becomes a node.
-    AdmitNode {
-        ticket: TicketId,
-        digest: Digest,
-        node: NewNode,
-        replaces: Option<Name>,
-    },
+    AdmitNode { ticket: TicketId, digest: Digest, node: NewNode, replaces: Option<Name> },
     /// Gives a node the fleet's key, boxed to it.
     HandKey { node: NodeId, key_box: Sealed },
     /// Removes a node everywhere.
@@ -70,70 +65,33 @@ pub enum Command {
     /// Withdraws an operator's certificate.
     RemoveOperator { name: Name },
     /// Makes a network.
-    CreateNetwork {
-        name: Name,
-        v4: Option<Ipv4Net>,
-        mtu: Option<u16>,
-    },
+    CreateNetwork { name: Name, v4: Option<Ipv4Net>, mtu: Option<u16> },
     /// Lets a node into one more network.
     AttachNode { node: Name, network: Name },
     /// Admits a plain WireGuard device.
-    AddDevice {
-        network: Name,
-        name: Name,
-        key: PublicKey,
-    },
+    AddDevice { network: Name, name: Name, key: PublicKey },
     /// Removes a plain WireGuard device.
     RemoveDevice { network: Name, name: Name },
     /// Makes a cluster and assigns all its members at once.
     CreateCluster(CreateCluster),
     /// Gives a node a role.
-    AssignRole {
-        node: Name,
-        role: Role,
-        cluster: Option<Name>,
-    },
+    AssignRole { node: Name, role: Role, cluster: Option<Name> },
     /// Takes a node's role away; the entry stays until its daemon has undone it.
     UnassignRole { node: Name, force: bool },
     /// A daemon reports how far its role is.
     ReportPhase(ReportPhase),
     /// A daemon reports the pod ranges of its Kubernetes node.
-    ReportPods {
-        node: NodeId,
-        expect: Generation,
-        cidrs: Vec<IpNet>,
-    },
+    ReportPods { node: NodeId, expect: Generation, cidrs: Vec<IpNet> },
     /// Starts to empty a node.
-    Drain {
-        node: Name,
-        stop: bool,
-        timeout_ms: u64,
-        force: bool,
-    },
+    Drain { node: Name, stop: bool, timeout_ms: u64, force: bool },
     /// A daemon finished a step of its drain, or says what it waits for.
-    ReportDrain {
-        node: NodeId,
-        epoch: u64,
-        step: DrainStep,
-        done: bool,
-        message: Option<String>,
-    },
+    ReportDrain { node: NodeId, epoch: u64, step: DrainStep, done: bool, message: Option<String> },
     /// Takes a drained node back into service.
     Undrain { node: Name },
     /// Prepares a planned move: `to` takes the address, nobody lets go yet.
-    PrepareVip {
-        vip: VipId,
-        expect: Generation,
-        to: NodeId,
-        reason: MoveReason,
-    },
+    PrepareVip { vip: VipId, expect: Generation, to: NodeId, reason: MoveReason },
     /// Moves a VIP.
-    MoveVip {
-        vip: VipId,
-        expect: Generation,
-        to: NodeId,
-        reason: MoveReason,
-    },
+    MoveVip { vip: VipId, expect: Generation, to: NodeId, reason: MoveReason },
     /// The Kubernetes node of a removed machine, and what hung on it, is gone.
     ForgetGhost { cluster: ClusterId, name: Name },
     /// Records something seen that changes nothing else.
@@ -247,11 +205,7 @@ pub enum Change {
 /// Names in messages: a list as people read it.
 pub(crate) fn list<'a>(names: impl IntoIterator<Item = &'a Name>) -> String {
     let names: Vec<_> = names.into_iter().map(Name::as_str).collect();
-    if names.is_empty() {
-        "none".into()
-    } else {
-        names.join(", ")
-    }
+    if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
 /// Counts how often each name occurs; a helper for checks of lists that operators type.

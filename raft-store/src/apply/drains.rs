@@ -22,9 +22,7 @@ impl Context<'_> {
         if let Some(running) = &node.drain
             && (running.stop || !stop)
         {
-            return Ok(Change::Drain {
-                epoch: running.epoch,
-            });
+            return Ok(Change::Drain { epoch: running.epoch });
         }
         if !force {
             drain_guard(self.state, id, stop, &|_| true)?;
@@ -42,10 +40,7 @@ impl Context<'_> {
         if let Some(node) = self.state.nodes.get_mut(&id) {
             node.drain = Some(drain);
         }
-        let cluster = self.state.nodes[&id]
-            .assignment
-            .as_ref()
-            .and_then(|a| a.cluster);
+        let cluster = self.state.nodes[&id].assignment.as_ref().and_then(|a| a.cluster);
         self.emit("system.instance.drain_initiated", Severity::Medium, Some(id), cluster, json!({
             "instance": name, "timeout_s": timeout_ms / 1000, "stop": stop, "initiator": self.by, "force": force,
         }));
@@ -64,15 +59,8 @@ impl Context<'_> {
         let Some(node) = self.state.nodes.get_mut(&id) else {
             return Ok(Change::Nothing);
         };
-        let (name, cluster) = (
-            node.name.clone(),
-            node.assignment.as_ref().and_then(|a| a.cluster),
-        );
-        let Some(drain) = node
-            .drain
-            .as_mut()
-            .filter(|d| d.epoch == epoch && d.step == step)
-        else {
+        let (name, cluster) = (node.name.clone(), node.assignment.as_ref().and_then(|a| a.cluster));
+        let Some(drain) = node.drain.as_mut().filter(|d| d.epoch == epoch && d.step == step) else {
             return Ok(Change::Nothing);
         };
         drain.message = message.map(str::to_owned);
@@ -163,10 +151,7 @@ pub fn drain_guard(
     }
     let what = format!("node {} was not drained", node.name);
     let force = format!("skein drain {} --force", node.name);
-    let vip = state
-        .vips
-        .values()
-        .find(|v| v.cluster == cluster && v.holder == Some(id));
+    let vip = state.vips.values().find(|v| v.cluster == cluster && v.holder == Some(id));
     if let Some(vip) = vip {
         let candidate =
             |n: &&crate::model::Node| n.id != id && live(n.id) && state.candidacy(vip, n).is_ok();

@@ -39,20 +39,13 @@ type Applied = Result<Change, Rejection>;
 pub fn apply(state: &mut State, index: u64, proposal: &Proposal) -> Outcome {
     if let Some(earlier) = state.requests.get(&proposal.request) {
         return match &earlier.outcome {
-            Outcome::Done { change } | Outcome::Duplicate { change } => Outcome::Duplicate {
-                change: change.clone(),
-            },
-            Outcome::Rejected { rejection } => Outcome::Rejected {
-                rejection: rejection.clone(),
-            },
+            Outcome::Done { change } | Outcome::Duplicate { change } => {
+                Outcome::Duplicate { change: change.clone() }
+            }
+            Outcome::Rejected { rejection } => Outcome::Rejected { rejection: rejection.clone() },
         };
     }
-    let mut cx = Context {
-        state,
-        index,
-        at: proposal.at,
-        by: &proposal.by,
-    };
+    let mut cx = Context { state, index, at: proposal.at, by: &proposal.by };
     let outcome = match cx.run(&proposal.command) {
         Ok(change) => Outcome::Done { change },
         Err(rejection) => Outcome::Rejected { rejection },
@@ -77,22 +70,12 @@ pub fn apply_bytes(state: &mut State, index: u64, bytes: &[u8]) -> Vec<u8> {
 
 fn remember(state: &mut State, index: u64, proposal: &Proposal, outcome: &Outcome) {
     if state.requests.len() >= REMEMBERED {
-        let oldest = state
-            .requests
-            .iter()
-            .min_by_key(|(id, r)| (r.index, **id))
-            .map(|(id, _)| *id);
+        let oldest = state.requests.iter().min_by_key(|(id, r)| (r.index, **id)).map(|(id, _)| *id);
         if let Some(id) = oldest {
             state.requests.remove(&id);
         }
     }
-    state.requests.insert(
-        proposal.request,
-        Remembered {
-            index,
-            outcome: outcome.clone(),
-        },
-    );
+    state.requests.insert(proposal.request, Remembered { index, outcome: outcome.clone() });
 }
 
 impl Context<'_> {
@@ -107,20 +90,13 @@ impl Context<'_> {
         }
         match command {
             Command::FoundFleet(c) => self.found_fleet(c),
-            Command::CreateTicket {
-                digest,
-                role,
-                network,
-                expires,
-                uses,
-            } => self.create_ticket(digest, *role, network.as_ref(), *expires, *uses),
+            Command::CreateTicket { digest, role, network, expires, uses } => {
+                self.create_ticket(digest, *role, network.as_ref(), *expires, *uses)
+            }
             Command::RevokeTicket { id } => self.revoke_ticket(*id),
-            Command::AdmitNode {
-                ticket,
-                digest,
-                node,
-                replaces,
-            } => self.admit_node(*ticket, digest, node, replaces.as_ref()),
+            Command::AdmitNode { ticket, digest, node, replaces } => {
+                self.admit_node(*ticket, digest, node, replaces.as_ref())
+            }
             Command::HandKey { node, key_box } => self.hand_key(*node, key_box),
             Command::RemoveNode { name, force } => self.remove_node(name, *force),
             Command::AdmitOperator { name, serial } => self.admit_operator(name, *serial),
@@ -130,52 +106,27 @@ impl Context<'_> {
             Command::AddDevice { network, name, key } => self.add_device(network, name, key),
             Command::RemoveDevice { network, name } => self.remove_device(network, name),
             Command::CreateCluster(c) => self.create_cluster(c),
-            Command::AssignRole {
-                node,
-                role,
-                cluster,
-            } => self.assign_role(node, *role, cluster.as_ref()),
+            Command::AssignRole { node, role, cluster } => {
+                self.assign_role(node, *role, cluster.as_ref())
+            }
             Command::UnassignRole { node, force } => self.unassign_role(node, *force),
             Command::ReportPhase(r) => self.report_phase(r),
-            Command::ReportPods {
-                node,
-                expect,
-                cidrs,
-            } => self.report_pods(*node, *expect, cidrs),
-            Command::Drain {
-                node,
-                stop,
-                timeout_ms,
-                force,
-            } => self.drain(node, *stop, *timeout_ms, *force),
-            Command::ReportDrain {
-                node,
-                epoch,
-                step,
-                done,
-                message,
-            } => self.report_drain(*node, *epoch, *step, *done, message.as_deref()),
+            Command::ReportPods { node, expect, cidrs } => self.report_pods(*node, *expect, cidrs),
+            Command::Drain { node, stop, timeout_ms, force } => {
+                self.drain(node, *stop, *timeout_ms, *force)
+            }
+            Command::ReportDrain { node, epoch, step, done, message } => {
+                self.report_drain(*node, *epoch, *step, *done, message.as_deref())
+            }
             Command::Undrain { node } => self.undrain(node),
-            Command::PrepareVip {
-                vip,
-                expect,
-                to,
-                reason,
-            } => self.prepare_vip(*vip, *expect, *to, *reason),
-            Command::MoveVip {
-                vip,
-                expect,
-                to,
-                reason,
-            } => self.move_vip(*vip, *expect, *to, *reason),
+            Command::PrepareVip { vip, expect, to, reason } => {
+                self.prepare_vip(*vip, *expect, *to, *reason)
+            }
+            Command::MoveVip { vip, expect, to, reason } => {
+                self.move_vip(*vip, *expect, *to, *reason)
+            }
             Command::ForgetGhost { cluster, name } => self.forget_ghost(*cluster, name),
-            Command::Note {
-                kind,
-                severity,
-                node,
-                cluster,
-                payload,
-            } => {
+            Command::Note { kind, severity, node, cluster, payload } => {
                 if nesting(payload) > NESTING_MAX {
                     return Err(Rejection::new(
                         RejectCode::Invalid,
@@ -199,12 +150,8 @@ impl Context<'_> {
         cluster: Option<ClusterId>,
         payload: Value,
     ) {
-        let node = node
-            .and_then(|id| self.state.nodes.get(&id))
-            .map(|n| n.name.clone());
-        let cluster = cluster
-            .and_then(|id| self.state.clusters.get(&id))
-            .map(|c| c.name.clone());
+        let node = node.and_then(|id| self.state.nodes.get(&id)).map(|n| n.name.clone());
+        let cluster = cluster.and_then(|id| self.state.clusters.get(&id)).map(|c| c.name.clone());
         let kind = kind.to_owned();
         self.state.events.push(Event {
             index: 0,

@@ -36,29 +36,15 @@ impl Context<'_> {
         let mtu = mtu.unwrap_or(DEFAULT_MTU);
         if !(MTU_MIN..=9000).contains(&mtu) {
             let why = format!("an MTU of {mtu} is outside {MTU_MIN} to 9000");
-            return Err(Rejection::new(
-                RejectCode::Invalid,
-                what,
-                why,
-                "leave --mtu out for 1420",
-            ));
+            return Err(Rejection::new(RejectCode::Invalid, what, why, "leave --mtu out for 1420"));
         }
-        let fleet = self
-            .state
-            .fleet
-            .clone()
-            .expect("the fleet is founded before its networks");
+        let fleet = self.state.fleet.clone().expect("the fleet is founded before its networks");
         let v4 = match v4 {
             Some(slice) => self.check_slice(&what, fleet.ipv4_pool, slice)?,
             None => self.next_slice(&what, fleet.ipv4_pool)?,
         };
         let number = (1..=4096u16)
-            .find(|n| {
-                self.state
-                    .networks
-                    .values()
-                    .all(|x| x.v6 != fleet.subnet(*n))
-            })
+            .find(|n| self.state.networks.values().all(|x| x.v6 != fleet.subnet(*n)))
             .ok_or_else(|| exhausted(&what, "all 4096 networks are taken"))?;
         let port = (FIRST_PORT..FIRST_PORT + 4096)
             .find(|p| self.state.networks.values().all(|x| x.port != *p))
@@ -66,17 +52,7 @@ impl Context<'_> {
         let id = NetworkId(self.index);
         let (v6, at) = (fleet.subnet(number), self.at);
         let devices = [].into();
-        let net = Network {
-            id,
-            name: name.clone(),
-            v6,
-            v4,
-            port,
-            mtu,
-            next_host: 1,
-            devices,
-            at,
-        };
+        let net = Network { id, name: name.clone(), v6, v4, port, mtu, next_host: 1, devices, at };
         self.state.networks.insert(id, net);
         self.emit(
             "system.sdwan.network.created",
@@ -91,17 +67,11 @@ impl Context<'_> {
     }
 
     fn next_slice(&self, what: &str, pool: Ipv4Net) -> Result<Ipv4Net, Rejection> {
-        let len = if pool.prefix_len() <= SLICE - 2 {
-            SLICE
-        } else {
-            (pool.prefix_len() + 2).min(28)
-        };
+        let len =
+            if pool.prefix_len() <= SLICE - 2 { SLICE } else { (pool.prefix_len() + 2).min(28) };
         let len = len.max(pool.prefix_len());
         self.state.free_slice(pool, len).ok_or_else(|| {
-            exhausted(
-                what,
-                &format!("no free /{len} is left in the IPv4 pool {pool}"),
-            )
+            exhausted(what, &format!("no free /{len} is left in the IPv4 pool {pool}"))
         })
     }
 
@@ -116,16 +86,10 @@ impl Context<'_> {
                 "{slice} is no part of the fleet's pool {pool}, or smaller than a /28"
             )));
         }
-        let clash = self
-            .state
-            .networks
-            .values()
-            .find(|n| overlap(&IpNet::V4(n.v4), &IpNet::V4(slice)));
+        let clash =
+            self.state.networks.values().find(|n| overlap(&IpNet::V4(n.v4), &IpNet::V4(slice)));
         match clash {
-            Some(n) => Err(invalid(format!(
-                "{slice} overlaps {} of network {}",
-                n.v4, n.name
-            ))),
+            Some(n) => Err(invalid(format!("{slice} overlaps {} of network {}", n.v4, n.name))),
             None => Ok(slice),
         }
     }
@@ -175,14 +139,8 @@ impl Context<'_> {
         }
         let network = &self.state.networks[&id];
         let in_use = |a: &OverlayAddress| {
-            let nodes = self
-                .state
-                .nodes
-                .values()
-                .filter_map(|n| n.networks.get(&id));
-            nodes
-                .chain(network.devices.values().map(|d| &d.address))
-                .any(|x| x == a)
+            let nodes = self.state.nodes.values().filter_map(|n| n.networks.get(&id));
+            nodes.chain(network.devices.values().map(|d| &d.address)).any(|x| x == a)
         };
         (1..=network.capacity())
             .map(|host| network.member_address(host))
@@ -217,11 +175,7 @@ impl Context<'_> {
     }
 
     pub(super) fn device_key_taken(&self, key: &PublicKey) -> bool {
-        let mut devices = self
-            .state
-            .networks
-            .values()
-            .flat_map(|n| n.devices.values());
+        let mut devices = self.state.networks.values().flat_map(|n| n.devices.values());
         devices.any(|d| d.key == *key)
     }
 
@@ -248,11 +202,7 @@ impl Context<'_> {
             ));
         }
         let address = self.take_address(id)?;
-        let device = Device {
-            key: *key,
-            address,
-            at: self.at,
-        };
+        let device = Device { key: *key, address, at: self.at };
         if let Some(net) = self.state.networks.get_mut(&id) {
             net.devices.insert(name.clone(), device);
         }
@@ -270,11 +220,7 @@ impl Context<'_> {
 
     pub(super) fn remove_device(&mut self, network: &Name, name: &Name) -> Applied {
         let id = self.network_or_default(Some(network))?;
-        let removed = self
-            .state
-            .networks
-            .get_mut(&id)
-            .and_then(|n| n.devices.remove(name));
+        let removed = self.state.networks.get_mut(&id).and_then(|n| n.devices.remove(name));
         if removed.is_none() {
             let known = list(self.state.networks[&id].devices.keys());
             return Err(Rejection::new(

@@ -17,10 +17,7 @@ impl Context<'_> {
                 RejectCode::NotFound,
                 format!("node {name} was not found"),
                 "no member has this name",
-                format!(
-                    "nodes are: {}",
-                    list(self.state.nodes.values().map(|n| &n.name))
-                ),
+                format!("nodes are: {}", list(self.state.nodes.values().map(|n| &n.name))),
             )
         })
     }
@@ -70,11 +67,7 @@ impl Context<'_> {
         let Some(node) = self.state.nodes.remove(&id) else {
             return Ok(None);
         };
-        let retired = Retired {
-            uuid: node.uuid,
-            name: node.name.clone(),
-            at: self.at,
-        };
+        let retired = Retired { uuid: node.uuid, name: node.name.clone(), at: self.at };
         self.state.retired.insert(id, retired);
         for vip in self.state.vips.values_mut() {
             vip.next = vip.next.filter(|n| n.node != id);
@@ -106,11 +99,7 @@ impl Context<'_> {
     /// Mends a cluster that lost a member: another founder, a new beginning, or no cluster at all.
     pub(super) fn settle_cluster(&mut self, id: ClusterId) {
         let entries = || {
-            let all = self
-                .state
-                .nodes
-                .values()
-                .filter_map(|n| n.assignment.as_ref());
+            let all = self.state.nodes.values().filter_map(|n| n.assignment.as_ref());
             all.filter(|a| a.cluster == Some(id))
         };
         if entries().next().is_none() {
@@ -128,11 +117,7 @@ impl Context<'_> {
             a.role == Role::K3sServer && started
         };
         let first = self.state.servers(id).first().map(|(n, _)| n.id);
-        let least = if active {
-            Phase::JoinRequested
-        } else {
-            Phase::Ready
-        };
+        let least = if active { Phase::JoinRequested } else { Phase::Ready };
         let worker_joined = entries().any(|a| a.role == Role::K3sAgent && a.phase >= least);
         if active && entries().any(has_etcd) {
             // Founded is founded: no server may ever found it a second time, not even the same one.

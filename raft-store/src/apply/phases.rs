@@ -26,11 +26,7 @@ impl Context<'_> {
             return Ok(Change::Nothing);
         };
         // A member that once worked stays one: restarts of k3s are seen, not replicated.
-        let founded = self
-            .state
-            .clusters
-            .get(&cluster)
-            .is_some_and(|c| c.secrets.is_some());
+        let founded = self.state.clusters.get(&cluster).is_some_and(|c| c.secrets.is_some());
         let going_back = before.phase == Phase::Ready
             && (founded || r.phase != Phase::Bootstrapped)
             && matches!(
@@ -45,12 +41,7 @@ impl Context<'_> {
         let upgraded =
             phase == Phase::Ready && !entered && r.version.is_some() && r.version != before.version;
         let at = self.at;
-        if let Some(a) = self
-            .state
-            .nodes
-            .get_mut(&r.node)
-            .and_then(|n| n.assignment.as_mut())
-        {
+        if let Some(a) = self.state.nodes.get_mut(&r.node).and_then(|n| n.assignment.as_mut()) {
             a.phase = phase;
             a.message.clone_from(&r.message);
             if r.version.is_some() {
@@ -78,11 +69,8 @@ impl Context<'_> {
         cluster: ClusterId,
     ) -> Result<(), Rejection> {
         let name = self.state.name_of(r.node);
-        let is_founder = self
-            .state
-            .clusters
-            .get(&cluster)
-            .is_some_and(|c| c.bootstrap == Some(r.node));
+        let is_founder =
+            self.state.clusters.get(&cluster).is_some_and(|c| c.bootstrap == Some(r.node));
         let founding = is_founder && before.role == Role::K3sServer;
         match r.phase {
             Phase::Assigned | Phase::Stopped => {}
@@ -178,9 +166,7 @@ impl Context<'_> {
         let (Some(secrets), Some(endpoint)) =
             (&r.secrets, r.endpoint.as_ref().or(c.endpoint.as_ref()))
         else {
-            return Err(refuse(
-                "kubeconfig, tokens or endpoint are missing from the report",
-            ));
+            return Err(refuse("kubeconfig, tokens or endpoint are missing from the report"));
         };
         let endpoint = endpoint.clone();
         c.secrets = Some(secrets.clone());
@@ -199,11 +185,8 @@ impl Context<'_> {
                 "instance": name, "version": r.version,
             }),
         );
-        let unfounded = self
-            .state
-            .clusters
-            .get(&cluster)
-            .is_some_and(|c| c.status != ClusterStatus::Active);
+        let unfounded =
+            self.state.clusters.get(&cluster).is_some_and(|c| c.status != ClusterStatus::Active);
         // A founder that took over from one that was lost takes the VIP as well.
         let held = |v: &Vip| v.holder.is_some() && (!unfounded || v.holder == Some(r.node));
         if self.state.vips.get(&vip).is_some_and(|v| !held(v)) {
@@ -318,12 +301,7 @@ impl Context<'_> {
                 format!("skein node show {name}"),
             ))
         };
-        let Some(a) = self
-            .state
-            .nodes
-            .get(&node)
-            .and_then(|n| n.assignment.as_ref())
-        else {
+        let Some(a) = self.state.nodes.get(&node).and_then(|n| n.assignment.as_ref()) else {
             return Ok(Change::Nothing);
         };
         let Some(cluster) = a.cluster.and_then(|c| self.state.clusters.get(&c)) else {
@@ -335,37 +313,20 @@ impl Context<'_> {
                 format!("generation is {}, not {expect}", a.pods.generation),
             );
         }
-        if let Some(bad) = cidrs
-            .iter()
-            .find(|r| !cluster.pods.iter().any(|p| p.contains(*r)))
-        {
+        if let Some(bad) = cidrs.iter().find(|r| !cluster.pods.iter().any(|p| p.contains(*r))) {
             return refuse(
                 RejectCode::Invalid,
                 format!("{bad} is outside the cluster's pod ranges"),
             );
         }
-        let clash = self
-            .state
-            .nodes
-            .values()
-            .filter(|n| n.id != node)
-            .find(|n| {
-                let theirs = n.assignment.iter().flat_map(|a| &a.pods.cidrs);
-                theirs
-                    .into_iter()
-                    .any(|t| cidrs.iter().any(|r| overlap(t, r)))
-            });
+        let clash = self.state.nodes.values().filter(|n| n.id != node).find(|n| {
+            let theirs = n.assignment.iter().flat_map(|a| &a.pods.cidrs);
+            theirs.into_iter().any(|t| cidrs.iter().any(|r| overlap(t, r)))
+        });
         if let Some(other) = clash {
-            return refuse(
-                RejectCode::Conflict,
-                format!("node {} has them", other.name),
-            );
+            return refuse(RejectCode::Conflict, format!("node {} has them", other.name));
         }
-        if let Some(a) = self
-            .state
-            .nodes
-            .get_mut(&node)
-            .and_then(|n| n.assignment.as_mut())
+        if let Some(a) = self.state.nodes.get_mut(&node).and_then(|n| n.assignment.as_mut())
             && a.pods.cidrs != cidrs
         {
             a.pods.cidrs = cidrs;

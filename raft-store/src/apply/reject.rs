@@ -56,11 +56,6 @@ impl Rejection {
         why: impl Into<String>,
         next: impl Into<String>,
     ) -> Self {
-        Self {
-            code,
-            what: what.into(),
-            why: why.into(),
-            next: next.into(),
-        }
+        Self { code, what: what.into(), why: why.into(), next: next.into() }
     }
 }

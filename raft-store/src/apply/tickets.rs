@@ -72,10 +72,8 @@ impl Context<'_> {
             return refuse(why, next);
         }
         if free_ranges([].into_iter(), c.ipv4_pool, c.ula).is_none() {
-            let why = format!(
-                "the IPv4 pool {} leaves no range for pods and services",
-                c.ipv4_pool
-            );
+            let why =
+                format!("the IPv4 pool {} leaves no range for pods and services", c.ipv4_pool);
             return refuse(why, next);
         }
         Ok(())
@@ -145,13 +143,7 @@ impl Context<'_> {
             ));
         };
         ticket.revoked = true;
-        self.emit(
-            "system.ticket.revoked",
-            Severity::Low,
-            None,
-            None,
-            json!({"ticket": id}),
-        );
+        self.emit("system.ticket.revoked", Severity::Low, None, None, json!({"ticket": id}));
         Ok(Change::Nothing)
     }
 
@@ -213,16 +205,10 @@ impl Context<'_> {
         let again = "make a new one on any member: skein ticket create";
         let refuse = |code, why: String| Rejection::new(code, "the ticket was refused", why, again);
         let ticket = self.ticket_with(id, digest).ok_or_else(|| {
-            refuse(
-                RejectCode::TicketUnknown,
-                "no ticket has this id and secret".into(),
-            )
+            refuse(RejectCode::TicketUnknown, "no ticket has this id and secret".into())
         })?;
         if ticket.revoked {
-            return Err(refuse(
-                RejectCode::TicketRevoked,
-                "an operator revoked it".into(),
-            ));
+            return Err(refuse(RejectCode::TicketRevoked, "an operator revoked it".into()));
         }
         if ticket.uses_left == 0 {
             let why = format!("it was good for {} and all are used up", ticket.uses);
@@ -230,10 +216,7 @@ impl Context<'_> {
         }
         if self.at >= ticket.expires {
             let late = humanize_ms(self.at.0.saturating_sub(ticket.expires.0));
-            return Err(refuse(
-                RejectCode::TicketExpired,
-                format!("it expired {late} ago"),
-            ));
+            return Err(refuse(RejectCode::TicketExpired, format!("it expired {late} ago")));
         }
         Ok((ticket.role, ticket.network))
     }
@@ -246,10 +229,7 @@ impl Context<'_> {
                     RejectCode::NotFound,
                     what.clone(),
                     format!("--replaces names {name}, but there is no such node"),
-                    format!(
-                        "nodes are: {}",
-                        list(self.state.nodes.values().map(|n| &n.name))
-                    ),
+                    format!("nodes are: {}", list(self.state.nodes.values().map(|n| &n.name))),
                 )
             })?),
             None => None,
@@ -292,12 +272,9 @@ impl Context<'_> {
         if old.leaving {
             return Ok(());
         }
-        let cluster = old.cluster.filter(|c| {
-            self.state
-                .clusters
-                .get(c)
-                .is_some_and(|c| c.network == network)
-        });
+        let cluster = old
+            .cluster
+            .filter(|c| self.state.clusters.get(c).is_some_and(|c| c.network == network));
         if cluster.is_none() && old.cluster.is_some() {
             return Ok(());
         }
@@ -339,11 +316,7 @@ impl Context<'_> {
     }
 
     pub(super) fn admit_operator(&mut self, name: &Name, serial: Uuid) -> Applied {
-        let operator = Operator {
-            name: name.clone(),
-            serial,
-            at: self.at,
-        };
+        let operator = Operator { name: name.clone(), serial, at: self.at };
         self.state.operators.insert(name.clone(), operator);
         self.emit(
             "system.operator.admitted",

@@ -22,11 +22,7 @@ impl Context<'_> {
         }
         self.check_move(vip, expect, to)?;
         if let Some(vip) = self.state.vips.get_mut(&vip) {
-            vip.next = Some(NextHolder {
-                node: to,
-                reason,
-                at,
-            });
+            vip.next = Some(NextHolder { node: to, reason, at });
         }
         Ok(Change::Nothing)
     }
@@ -47,11 +43,7 @@ impl Context<'_> {
         let v = &self.state.vips[&vip];
         let (generation, name, cluster) = (v.generation, v.name.clone(), v.cluster);
         let old = old.map(|id| self.state.name_of(id));
-        let severity = if reason == MoveReason::Loss {
-            Severity::High
-        } else {
-            Severity::Medium
-        };
+        let severity = if reason == MoveReason::Loss { Severity::High } else { Severity::Medium };
         self.emit(
             "system.sdwan.virtual_ip.failover_completed",
             severity,
@@ -87,12 +79,7 @@ impl Context<'_> {
         if vip.history.len() >= HISTORY {
             vip.history.remove(0);
         }
-        vip.history.push(Assumption {
-            holder: to,
-            generation: vip.generation,
-            reason,
-            at,
-        });
+        vip.history.push(Assumption { holder: to, generation: vip.generation, reason, at });
     }
 
     fn check_move(&self, vip: VipId, expect: Generation, to: NodeId) -> Result<(), Rejection> {
@@ -108,10 +95,8 @@ impl Context<'_> {
         let what = format!("VIP {} was not moved", v.name);
         let next = format!("skein vip show {}", v.name);
         if v.generation != expect {
-            let why = format!(
-                "it has moved since: generation {} instead of {expect}",
-                v.generation
-            );
+            let why =
+                format!("it has moved since: generation {} instead of {expect}", v.generation);
             return Err(Rejection::new(RejectCode::Stale, what, why, next));
         }
         if v.holder.is_none() {
@@ -119,12 +104,7 @@ impl Context<'_> {
             return Err(Rejection::new(RejectCode::Conflict, what, why, next));
         }
         let Some(node) = self.state.nodes.get(&to) else {
-            return Err(Rejection::new(
-                RejectCode::NotFound,
-                what,
-                "the new holder is gone",
-                next,
-            ));
+            return Err(Rejection::new(RejectCode::NotFound, what, "the new holder is gone", next));
         };
         self.state.candidacy(v, node).map_err(|reason| {
             let why = format!("{} cannot hold it: it {reason}", node.name);

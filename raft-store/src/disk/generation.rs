@@ -90,8 +90,7 @@ pub(super) fn open(
     let file = path.join("db");
     // What a killed daemon wrote must be on the disk before sled builds upon it.
     let file = File::open(&file).map_err(|e| OpenFailure::Damaged(format!("db: {e}")))?;
-    disk.sync(&file, &path.join("db"))
-        .map_err(OpenFailure::Io)?;
+    disk.sync(&file, &path.join("db")).map_err(OpenFailure::Io)?;
     let owned = path.to_owned();
     std::thread::spawn(move || {
         let db = config(&owned).open()?;
@@ -101,11 +100,7 @@ pub(super) fn open(
         Ok((opened, loaded))
     })
     .join()
-    .unwrap_or_else(|_| {
-        Err(OpenFailure::Damaged(
-            "sled panicked while opening it".into(),
-        ))
-    })
+    .unwrap_or_else(|_| Err(OpenFailure::Damaged("sled panicked while opening it".into())))
 }
 
 impl Generation {
@@ -142,8 +137,7 @@ impl Generation {
 
     /// The number of the last batch that lies here whole.
     pub(super) fn seq(&self) -> Result<u64, OpenFailure> {
-        self.number("seq")?
-            .ok_or_else(|| OpenFailure::Damaged("there is no batch number".into()))
+        self.number("seq")?.ok_or_else(|| OpenFailure::Damaged("there is no batch number".into()))
     }
 
     fn number(&self, key: &str) -> Result<Option<u64>, OpenFailure> {
@@ -152,9 +146,7 @@ impl Generation {
             return Ok(None);
         };
         let body = verify(&value).map_err(|e| damaged(&e.to_string()))?;
-        body.try_into()
-            .map(|b| Some(u64::from_be_bytes(b)))
-            .map_err(|_| damaged("is no number"))
+        body.try_into().map(|b| Some(u64::from_be_bytes(b))).map_err(|_| damaged("is no number"))
     }
 
     /// Makes everything written so far durable.
@@ -237,9 +229,7 @@ fn load(from: &Generation, acknowledged: u64) -> Result<Loaded, OpenFailure> {
         if let Some(expected) = expected
             && expected != index
         {
-            return damaged(format!(
-                "the log goes on with entry {index} where {expected} is due"
-            ));
+            return damaged(format!("the log goes on with entry {index} where {expected} is due"));
         }
         expected = Some(index + 1);
     }

@@ -71,10 +71,7 @@ pub enum OpenError {
 }
 
 pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError + '_ {
-    move |source| OpenError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    move |source| OpenError::Io { path: path.to_owned(), source }
 }
 
 /// What a folder holds.
@@ -98,27 +95,17 @@ impl Place {
     /// Locks the folder and makes sure that it is `owner`'s.
     pub(super) fn take(dir: &Path, owner: &str) -> Result<Self, OpenError> {
         fs::create_dir_all(dir).map_err(io_error(dir))?;
-        let place = Self {
-            dir: dir.to_owned(),
-            owner: owner.to_owned(),
-            _lock: lock(dir)?,
-        };
+        let place = Self { dir: dir.to_owned(), owner: owner.to_owned(), _lock: lock(dir)? };
         match place.read("FORMAT")? {
             Some(found) if found != FORMAT => {
-                return Err(OpenError::Newer {
-                    path: dir.to_owned(),
-                    found,
-                });
+                return Err(OpenError::Newer { path: dir.to_owned(), found });
             }
             _ => {}
         }
         let retired = place.read("RETIRED")?.unwrap_or_default();
         let is_retired = |who: &str| retired.lines().any(|l| l == who);
         if is_retired(owner) {
-            return Err(OpenError::Retired {
-                path: dir.to_owned(),
-                owner: owner.to_owned(),
-            });
+            return Err(OpenError::Retired { path: dir.to_owned(), owner: owner.to_owned() });
         }
         match place.read("IDENTITY")? {
             Some(found) if found != owner && is_retired(&found) => {
@@ -179,11 +166,7 @@ impl Place {
 
     /// All generations' folders.
     pub(super) fn generations(&self) -> Result<Vec<PathBuf>, OpenError> {
-        Ok(self
-            .entries()?
-            .into_iter()
-            .filter(|p| file_name(p).starts_with("gen-"))
-            .collect())
+        Ok(self.entries()?.into_iter().filter(|p| file_name(p).starts_with("gen-")).collect())
     }
 
     /// Tells whether snapshots lie here, which only a store that was in use has.
@@ -213,9 +196,7 @@ impl Place {
     }
 
     fn sweep(&self) -> Result<PathBuf, OpenError> {
-        let free = (1u32..)
-            .map(|n| self.dir.join(format!("quarantine-{n}")))
-            .find(|p| !p.exists());
+        let free = (1u32..).map(|n| self.dir.join(format!("quarantine-{n}"))).find(|p| !p.exists());
         let quarantine = free.unwrap_or_else(|| self.dir.join("quarantine"));
         fs::create_dir(&quarantine).map_err(io_error(&quarantine))?;
         // The identity goes last: a sweep that is cut short is taken up again.
@@ -227,17 +208,13 @@ impl Place {
                 fs::rename(&path, quarantine.join(&name)).map_err(io_error(&path))?;
             }
         }
-        File::open(&self.dir)
-            .and_then(|d| d.sync_all())
-            .map_err(io_error(&self.dir))?;
+        File::open(&self.dir).and_then(|d| d.sync_all()).map_err(io_error(&self.dir))?;
         Ok(quarantine)
     }
 
     fn entries(&self) -> Result<Vec<PathBuf>, OpenError> {
         let entries = fs::read_dir(&self.dir).map_err(io_error(&self.dir))?;
-        entries
-            .map(|e| e.map(|e| e.path()).map_err(io_error(&self.dir)))
-            .collect()
+        entries.map(|e| e.map(|e| e.path()).map_err(io_error(&self.dir))).collect()
     }
 
     fn read(&self, name: &str) -> Result<Option<String>, OpenError> {
@@ -263,9 +240,7 @@ impl Place {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default()
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Makes a folder's entries durable.

@@ -47,11 +47,7 @@ pub(crate) fn protect(bytes: &[u8]) -> Vec<u8> {
 pub(crate) fn verify(bytes: &[u8]) -> Result<&[u8], RecordError> {
     let (sum, body) = bytes.split_at_checked(4).ok_or(RecordError::Short)?;
     let sum = u32::from_be_bytes(sum.try_into().map_err(|_| RecordError::Short)?);
-    if crc32c::crc32c(body) == sum {
-        Ok(body)
-    } else {
-        Err(RecordError::Checksum)
-    }
+    if crc32c::crc32c(body) == sum { Ok(body) } else { Err(RecordError::Checksum) }
 }
 
 impl Record {

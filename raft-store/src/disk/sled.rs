@@ -51,11 +51,7 @@ pub struct Roll {
 
 impl Default for Roll {
     fn default() -> Self {
-        Self {
-            bytes_max: 64 * 1024 * 1024,
-            factor: 8,
-            bytes_min: 16 * 1024 * 1024,
-        }
+        Self { bytes_max: 64 * 1024 * 1024, factor: 8, bytes_min: 16 * 1024 * 1024 }
     }
 }
 
@@ -145,26 +141,13 @@ impl SledDisk {
         }
         let dir = place.dir.clone();
         let (jobs, queue) = channel();
-        let writer = Writer {
-            place,
-            number,
-            generation,
-            tail,
-            disk,
-            roll: options.roll,
-            failed: None,
-        };
+        let writer =
+            Writer { place, number, generation, tail, disk, roll: options.roll, failed: None };
         let writer = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(&queue))
             .map_err(io_error(&dir))?;
-        Ok((
-            Self {
-                jobs: Some(jobs),
-                writer: Some(writer),
-            },
-            loaded,
-        ))
+        Ok((Self { jobs: Some(jobs), writer: Some(writer) }, loaded))
     }
 }
 
@@ -213,10 +196,7 @@ impl Writer {
     fn run(mut self, queue: &Receiver<Job>) {
         while let Ok(first) = queue.recv() {
             let jobs: Vec<Job> = std::iter::once(first).chain(queue.try_iter()).collect();
-            let purged = jobs
-                .iter()
-                .flat_map(|j| &j.batch)
-                .any(|w| matches!(w, Write::PurgeTo(_)));
+            let purged = jobs.iter().flat_map(|j| &j.batch).any(|w| matches!(w, Write::PurgeTo(_)));
             let result = match &self.failed {
                 Some(e) => Err(e.clone()),
                 None => self.guarded(|w| w.write(&jobs)),

@@ -31,10 +31,7 @@ pub enum SnapshotError {
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SnapshotError + '_ {
-    move |source| SnapshotError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    move |source| SnapshotError::Io { path: path.to_owned(), source }
 }
 
 impl Snapshots {
@@ -44,9 +41,7 @@ impl Snapshots {
     /// When the folder cannot be made.
     pub fn open(dir: &Path) -> Result<Self, SnapshotError> {
         fs::create_dir_all(dir).map_err(io_error(dir))?;
-        Ok(Self {
-            dir: dir.to_owned(),
-        })
+        Ok(Self { dir: dir.to_owned() })
     }
 
     /// Writes a snapshot; it is durable, or absent.
@@ -66,9 +61,7 @@ impl Snapshots {
         file.write_all(&bytes).map_err(io_error(&temporary))?;
         file.sync_all().map_err(io_error(&temporary))?;
         fs::rename(&temporary, &path).map_err(io_error(&path))?;
-        File::open(&self.dir)
-            .and_then(|d| d.sync_all())
-            .map_err(io_error(&self.dir))?;
+        File::open(&self.dir).and_then(|d| d.sync_all()).map_err(io_error(&self.dir))?;
         self.prune()
     }
 

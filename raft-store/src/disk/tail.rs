@@ -28,12 +28,8 @@ impl Tail {
     /// Opens it; where it is torn or gone, only sled's own word counts.
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         let path = dir.join("TAIL");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)?;
+        let file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
         let mut bytes = [0; 12];
         let seq = file
             .read_exact_at(&mut bytes, 0)
@@ -43,10 +39,7 @@ impl Tail {
         if seq.is_none() {
             tracing::warn!(path = %path.display(), "the number of the last acknowledged batch is unreadable");
         }
-        Ok(Self {
-            file,
-            seq: seq.unwrap_or(0),
-        })
+        Ok(Self { file, seq: seq.unwrap_or(0) })
     }
 
     pub(super) fn seq(&self) -> u64 {

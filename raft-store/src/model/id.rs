@@ -119,19 +119,13 @@ impl FromStr for Name {
             && s.bytes().all(inner)
             && !s.starts_with('-')
             && !s.ends_with('-');
-        if ok {
-            Ok(Self(s.to_owned()))
-        } else {
-            Err(InvalidName(s.chars().take(80).collect()))
-        }
+        if ok { Ok(Self(s.to_owned())) } else { Err(InvalidName(s.chars().take(80).collect())) }
     }
 }
 
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: serde::Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
-        String::deserialize(de)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(de)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

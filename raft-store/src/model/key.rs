@@ -22,11 +22,7 @@ impl FromStr for PublicKey {
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let bytes = STANDARD.decode(s.trim()).map_err(|_| InvalidKey)?;
         let key: [u8; 32] = bytes.try_into().map_err(|_| InvalidKey)?;
-        if key == [0; 32] {
-            Err(InvalidKey)
-        } else {
-            Ok(Self(key))
-        }
+        if key == [0; 32] { Err(InvalidKey) } else { Ok(Self(key)) }
     }
 }
 
@@ -50,9 +46,7 @@ impl Serialize for PublicKey {
 
 impl<'de> Deserialize<'de> for PublicKey {
     fn deserialize<D: serde::Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
-        String::deserialize(de)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(de)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -75,10 +69,7 @@ impl Serialize for Sealed {
 impl<'de> Deserialize<'de> for Sealed {
     fn deserialize<D: serde::Deserializer<'de>>(de: D) -> Result<Self, D::Error> {
         let text = String::deserialize(de)?;
-        STANDARD
-            .decode(text)
-            .map(Self)
-            .map_err(serde::de::Error::custom)
+        STANDARD.decode(text).map(Self).map_err(serde::de::Error::custom)
     }
 }
 

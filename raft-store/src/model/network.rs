@@ -69,11 +69,7 @@ impl Network {
     /// Returns the addresses of the member with host number `host` (1 or more).
     pub fn member_address(&self, host: u32) -> OverlayAddress {
         let host64 = u64::from(host);
-        let suffix = if host64 < VIP_HOSTS {
-            host64
-        } else {
-            host64 + VIP_HOSTS
-        };
+        let suffix = if host64 < VIP_HOSTS { host64 } else { host64 + VIP_HOSTS };
         OverlayAddress {
             v6: Ipv6Addr::from(u128::from(self.v6.network()) | u128::from(suffix)),
             v4: Ipv4Addr::from(u32::from(self.v4.network()).saturating_add(host)),
@@ -117,23 +113,13 @@ mod tests {
             assert!(!vips.is_empty());
             for host in 1..=net.capacity() {
                 let a = net.member_address(host);
-                assert!(
-                    net.v4.contains(&a.v4) && net.v6.contains(&a.v6),
-                    "{slice} {host}"
-                );
+                assert!(net.v4.contains(&a.v4) && net.v6.contains(&a.v6), "{slice} {host}");
                 assert!(a.v4 != net.v4.network() && a.v4 != net.v4.broadcast());
-                assert!(
-                    vips.iter().all(|v| v.v4 != a.v4 && v.v6 != a.v6),
-                    "{slice} {host}"
-                );
+                assert!(vips.iter().all(|v| v.v4 != a.v4 && v.v6 != a.v6), "{slice} {host}");
             }
         }
         assert_eq!(
-            network("10.90.0.0/20")
-                .vip_address(0)
-                .unwrap()
-                .v6
-                .to_string(),
+            network("10.90.0.0/20").vip_address(0).unwrap().v6.to_string(),
             "fd00:1:2:1::100"
         );
     }

@@ -219,14 +219,11 @@ pub struct Retired {
 impl Node {
     /// Returns the assignment if it is a server's in `cluster` that is not being undone.
     pub fn server_in(&self, cluster: ClusterId) -> Option<&Assignment> {
-        self.member_of(cluster)
-            .filter(|a| a.role == Role::K3sServer)
+        self.member_of(cluster).filter(|a| a.role == Role::K3sServer)
     }
 
     /// Returns the assignment if it belongs to `cluster` and is not being undone.
     pub fn member_of(&self, cluster: ClusterId) -> Option<&Assignment> {
-        self.assignment
-            .as_ref()
-            .filter(|a| a.cluster == Some(cluster) && !a.leaving)
+        self.assignment.as_ref().filter(|a| a.cluster == Some(cluster) && !a.leaving)
     }
 }

@@ -83,9 +83,7 @@ impl State {
     /// Finds a VIP by name; `k3s_api_endpoint` means the only one, where there is only one.
     pub fn vip_named(&self, name: &str) -> Option<&Vip> {
         let alias = name == "k3s_api_endpoint" && self.vips.len() == 1;
-        self.vips
-            .values()
-            .find(|v| alias || v.name.as_str() == name)
+        self.vips.values().find(|v| alias || v.name.as_str() == name)
     }
 
     /// Returns a cluster's servers in the order of their assignment.
@@ -115,10 +113,7 @@ impl State {
             let who = first.map_or("a first server".into(), |n| n.name.to_string());
             return Some(format!("{who} to found cluster {}", cluster.name));
         }
-        let before = self
-            .servers(cluster.id)
-            .into_iter()
-            .take_while(|(n, _)| n.id != node);
+        let before = self.servers(cluster.id).into_iter().take_while(|(n, _)| n.id != node);
         before
             .filter(|(n, a)| n.drain.is_none() && a.phase < Phase::Ready)
             .map(|(n, _)| format!("server {} to join first", n.name))
@@ -165,9 +160,7 @@ impl State {
     pub fn name_of(&self, id: NodeId) -> String {
         let present = self.nodes.get(&id).map(|n| &n.name);
         let former = self.retired.get(&id).map(|r| &r.name);
-        present
-            .or(former)
-            .map_or_else(|| format!("node {id}"), ToString::to_string)
+        present.or(former).map_or_else(|| format!("node {id}"), ToString::to_string)
     }
 
     /// Returns the overlay that a node's cluster uses, if it has a part in one.
@@ -178,9 +171,7 @@ impl State {
     /// Returns the lowest /`len` of the pool that no network uses.
     pub fn free_slice(&self, pool: Ipv4Net, len: u8) -> Option<Ipv4Net> {
         let taken: Vec<Ipv4Net> = self.networks.values().map(|n| n.v4).collect();
-        pool.subnets(len)
-            .ok()?
-            .find(|s| taken.iter().all(|t| !overlap4(*s, *t)))
+        pool.subnets(len).ok()?.find(|s| taken.iter().all(|t| !overlap4(*s, *t)))
     }
 
     /// Returns a digest of the canonical bytes: equal on all nodes at equal index.

@@ -73,10 +73,7 @@ pub struct Liveness {
 impl Liveness {
     /// Begins to listen at `now`, knowing nothing.
     pub fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            seen: BTreeMap::new(),
-        }
+        Self { since: now, seen: BTreeMap::new() }
     }
 
     /// Takes in a report.
@@ -86,15 +83,7 @@ impl Liveness {
         let unready_since = unready.then(|| before.and_then(|s| s.unready_since).unwrap_or(now));
         let unbroken = before.filter(|s| now.saturating_duration_since(s.at) < WINDOW);
         let live_since = unbroken.map_or(now, |s| s.live_since);
-        self.seen.insert(
-            report.node,
-            Seen {
-                at: now,
-                unready_since,
-                live_since,
-                report,
-            },
-        );
+        self.seen.insert(report.node, Seen { at: now, unready_since, live_since, report });
     }
 
     /// Returns a node's newest report.

@@ -29,14 +29,8 @@ const HEARD_KIND: &str = "system.instance_recovered";
 
 /// Returns the commands that the leader should propose now.
 pub fn plan(state: &State, seen: &Liveness, now: Instant) -> Vec<Command> {
-    let vips = state
-        .vips
-        .values()
-        .filter_map(|v| vip::plan_vip(state, v, seen, now));
-    let notes = state
-        .nodes
-        .keys()
-        .filter_map(|id| note_silence(state, *id, seen, now));
+    let vips = state.vips.values().filter_map(|v| vip::plan_vip(state, v, seen, now));
+    let notes = state.nodes.keys().filter_map(|id| note_silence(state, *id, seen, now));
     vips.chain(notes).collect()
 }
 

@@ -26,10 +26,7 @@ pub struct Candidate {
 pub fn candidates(state: &State, vip: &Vip, seen: &Liveness, now: Instant) -> Vec<Candidate> {
     let servers = state.servers(vip.cluster).into_iter();
     servers
-        .map(|(node, _)| Candidate {
-            node: node.id,
-            reason: refusal(state, vip, node, seen, now),
-        })
+        .map(|(node, _)| Candidate { node: node.id, reason: refusal(state, vip, node, seen, now) })
         .collect()
 }
 
@@ -100,10 +97,7 @@ pub(super) fn plan_vip(state: &State, vip: &Vip, seen: &Liveness, now: Instant) 
     let holder = vip.holder?;
     let (expect, id) = (vip.generation, vip.id);
     let eligible = |node: NodeId| {
-        state
-            .nodes
-            .get(&node)
-            .is_some_and(|n| refusal(state, vip, n, seen, now).is_none())
+        state.nodes.get(&node).is_some_and(|n| refusal(state, vip, n, seen, now).is_none())
     };
     let next = vip.next.filter(|n| eligible(n.node));
     let best = || best_candidate(state, vip, seen, now);
@@ -115,12 +109,7 @@ pub(super) fn plan_vip(state: &State, vip: &Vip, seen: &Liveness, now: Instant) 
     match standing(state, vip, holder, seen, now) {
         Standing::Unknown => None,
         Standing::Must(reason) => match next.map(|n| n.node).or_else(best) {
-            Some(to) => Some(Command::MoveVip {
-                vip: id,
-                expect,
-                to,
-                reason,
-            }),
+            Some(to) => Some(Command::MoveVip { vip: id, expect, to, reason }),
             None => no_candidate(state, vip, reason, seen, now),
         },
         Standing::Should(reason) => match (next, best()) {
@@ -130,12 +119,7 @@ pub(super) fn plan_vip(state: &State, vip: &Vip, seen: &Liveness, now: Instant) 
                 to: next.node,
                 reason: next.reason,
             }),
-            (None, Some(to)) => Some(Command::PrepareVip {
-                vip: id,
-                expect,
-                to,
-                reason,
-            }),
+            (None, Some(to)) => Some(Command::PrepareVip { vip: id, expect, to, reason }),
             // An unready holder without a better one keeps the VIP silently: it may recover.
             (None, None) if reason == MoveReason::Unready => None,
             (None, None) => no_candidate(state, vip, reason, seen, now),
@@ -148,24 +132,17 @@ pub(super) fn plan_vip(state: &State, vip: &Vip, seen: &Liveness, now: Instant) 
                 reason: next.reason,
             }),
             // The planned holder is no longer eligible: preparing the present one cancels the plan.
-            (Some(planned), None) => Some(Command::PrepareVip {
-                vip: id,
-                expect,
-                to: holder,
-                reason: planned.reason,
-            }),
+            (Some(planned), None) => {
+                Some(Command::PrepareVip { vip: id, expect, to: holder, reason: planned.reason })
+            }
             (None, None) => None,
         },
     }
 }
 
 fn prepared(vip: &Vip, node: NodeId, seen: &Liveness) -> bool {
-    let vips = seen
-        .seen(node)
-        .map(|s| s.report.vips.as_slice())
-        .unwrap_or_default();
-    vips.iter()
-        .any(|p| p.vip == vip.id && p.generation == vip.generation)
+    let vips = seen.seen(node).map(|s| s.report.vips.as_slice()).unwrap_or_default();
+    vips.iter().any(|p| p.vip == vip.id && p.generation == vip.generation)
 }
 
 /// Says once per generation that nobody can take the VIP.
@@ -177,11 +154,7 @@ fn no_candidate(
     now: Instant,
 ) -> Option<Command> {
     let may_yet_speak = |n: &Node| seen.health(n.id, now) == Health::Unknown;
-    if state
-        .servers(vip.cluster)
-        .iter()
-        .any(|(n, _)| may_yet_speak(n))
-    {
+    if state.servers(vip.cluster).iter().any(|(n, _)| may_yet_speak(n)) {
         return None;
     }
     let told = state.events.after(0).rev().any(|e| {

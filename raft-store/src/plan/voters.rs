@@ -45,11 +45,7 @@ pub enum MembershipChange {
 
 /// Returns how many voters a fleet of `nodes` should have: `min(limit, largest odd number <= nodes)`.
 pub fn voters_wanted(nodes: usize, limit: u8) -> usize {
-    let odd = if nodes.is_multiple_of(2) {
-        nodes.saturating_sub(1)
-    } else {
-        nodes
-    };
+    let odd = if nodes.is_multiple_of(2) { nodes.saturating_sub(1) } else { nodes };
     odd.clamp(1, usize::from(limit.max(1)))
 }
 
@@ -68,11 +64,7 @@ pub fn plan_membership(
     if let Some(node) = missing {
         return Some(MembershipChange::AddLearner(node.id, node.uuid));
     }
-    if let Some(gone) = raft
-        .learners
-        .iter()
-        .find(|id| !state.nodes.contains_key(id))
-    {
+    if let Some(gone) = raft.learners.iter().find(|id| !state.nodes.contains_key(id)) {
         return Some(MembershipChange::Remove(*gone));
     }
     let wanted = voters_wanted(state.nodes.len(), fleet.voters);
@@ -101,12 +93,7 @@ fn choose(
 ) -> BTreeSet<NodeId> {
     let silent = |id: &NodeId| seen.silent_for(*id, now).is_some_and(|age| age >= GONE);
     let gone = |id: &NodeId| Some(*id) != raft.me && silent(id);
-    let members = || {
-        raft.voters
-            .iter()
-            .filter(|id| state.nodes.contains_key(id))
-            .copied()
-    };
+    let members = || raft.voters.iter().filter(|id| state.nodes.contains_key(id)).copied();
     let grown = members().count() >= wanted;
     let (lost, kept): (Vec<NodeId>, Vec<NodeId>) = members().partition(gone);
     let mut fresh: Vec<&Node> = raft
@@ -119,12 +106,8 @@ fn choose(
     let mut kept_sorted: Vec<&Node> = kept.iter().filter_map(|id| state.nodes.get(id)).collect();
     // Where the fleet shrinks, the leader stays, then those that are preferred.
     kept_sorted.sort_by_key(|n| (Some(n.id) != raft.me, preference(n)));
-    let mut set: Vec<NodeId> = kept_sorted
-        .into_iter()
-        .chain(fresh)
-        .map(|n| n.id)
-        .take(wanted)
-        .collect();
+    let mut set: Vec<NodeId> =
+        kept_sorted.into_iter().chain(fresh).map(|n| n.id).take(wanted).collect();
     // A silent voter keeps its seat until somebody can take it: shrinking would lower what is tolerated.
     for id in lost {
         if set.len() < wanted {
@@ -138,18 +121,12 @@ fn choose(
 }
 
 fn preference(n: &Node) -> (bool, bool, NodeId) {
-    let server = n
-        .assignment
-        .as_ref()
-        .is_some_and(|a| a.role == Role::K3sServer);
+    let server = n.assignment.as_ref().is_some_and(|a| a.role == Role::K3sServer);
     (n.ticket_role != TicketRole::Voter, !server, n.id)
 }
 
 fn ready(raft: &Membership, seen: &Liveness, now: Instant, id: NodeId, grown: bool) -> bool {
-    let behind = raft
-        .matched
-        .get(&id)
-        .map(|m| raft.last_log.saturating_sub(*m));
+    let behind = raft.matched.get(&id).map(|m| raft.last_log.saturating_sub(*m));
     let caught_up = behind.is_some_and(|b| b < LAG_MAX);
     let settled = seen
         .seen(id)

@@ -105,10 +105,7 @@ struct Patience {
 
 impl Patience {
     fn new(deadline: Duration) -> Self {
-        Self {
-            until: Instant::now() + deadline,
-            leaderless: None,
-        }
+        Self { until: Instant::now() + deadline, leaderless: None }
     }
 
     /// What is left; nothing once the deadline has passed.
@@ -198,9 +195,7 @@ impl<T: Transport> Store<T> {
         bytes: &[u8],
         left: Duration,
     ) -> Result<(u64, Vec<u8>), Attempt> {
-        let reply = self
-            .forward(leader, kind::PROPOSE, bytes.to_vec(), left)
-            .await?;
+        let reply = self.forward(leader, kind::PROPOSE, bytes.to_vec(), left).await?;
         Ok((reply.index, reply.outcome))
     }
 
@@ -212,10 +207,7 @@ impl<T: Transport> Store<T> {
         body: Vec<u8>,
         left: Duration,
     ) -> Result<WireReply, Attempt> {
-        let frame = Frame {
-            kind,
-            body: body.into(),
-        };
+        let frame = Frame { kind, body: body.into() };
         let deadline = left.min(FORWARD_MAX);
         let answer = self.transport().call(leader, frame, deadline).await;
         let answer = answer.map_err(not_leading)?;
@@ -284,10 +276,7 @@ impl<T: Transport> Store<T> {
         let voters: Vec<u64> = self.status().voters.into_iter().collect();
         let others = voters.iter().filter(|id| **id != self.id());
         let asked = others.map(async |id| {
-            let ping = Frame {
-                kind: kind::PING,
-                body: Vec::new().into(),
-            };
+            let ping = Frame { kind: kind::PING, body: Vec::new().into() };
             let silent = match self.transport().call(*id, ping, PING_MAX).await {
                 Ok(_) | Err(TransportError::Refused(_)) => false,
                 Err(TransportError::Timeout(_) | TransportError::Unreachable(_)) => true,

@@ -48,11 +48,7 @@ fn reply_of(done: Result<(u64, Vec<u8>), Attempt>) -> WireReply {
         Err(Attempt::Stopped(_)) => 3,
     };
     let (index, outcome) = done.unwrap_or_default();
-    WireReply {
-        status,
-        index,
-        outcome,
-    }
+    WireReply { status, index, outcome }
 }
 
 type Answer = Result<Frame, InboundError>;
@@ -87,28 +83,16 @@ impl<T: Transport> Store<T> {
                 } else {
                     self.raft().pre_vote(rpc).await
                 };
-                Ok(Frame::of(
-                    frame.kind,
-                    &wire::put_vote_response(&answer.map_err(stopped)?),
-                ))
+                Ok(Frame::of(frame.kind, &wire::put_vote_response(&answer.map_err(stopped)?)))
             }
             kind::SNAPSHOT => self.handle_chunk(from, body).await,
             kind::TRANSFER => {
                 let t = wire::decode::<WireTransfer>(body, "transfer").map_err(malformed)?;
-                let last = t
-                    .last
-                    .as_ref()
-                    .map(wire::get_log_id)
-                    .transpose()
-                    .map_err(malformed)?;
+                let last = t.last.as_ref().map(wire::get_log_id).transpose().map_err(malformed)?;
                 let from = wire::get_vote(&t.from).map_err(malformed)?;
                 let request = TransferLeaderRequest::new(from, t.to, last);
                 // A refusal by openraft is no failure of the frame: the ordinary election follows.
-                let _ = self
-                    .raft()
-                    .handle_transfer_leader(request)
-                    .await
-                    .map_err(stopped)?;
+                let _ = self.raft().handle_transfer_leader(request).await.map_err(stopped)?;
                 Ok(Frame::of(kind::TRANSFER, &WireReply::default()))
             }
             kind::PROPOSE if body.len() > PROPOSAL_MAX => {
@@ -131,23 +115,13 @@ impl<T: Transport> Store<T> {
     async fn handle_chunk(&self, from: u64, body: &[u8]) -> Answer {
         let chunk = wire::decode::<WireChunk>(body, "snapshot").map_err(malformed)?;
         let vote = wire::get_vote(&chunk.vote).map_err(malformed)?;
-        let whole = self
-            .arriving()
-            .take(from, &chunk, vote)
-            .map_err(malformed)?;
+        let whole = self.arriving().take(from, &chunk, vote).map_err(malformed)?;
         let answer = match whole {
             None => vote,
             Some(bytes) => {
                 let meta = wire::get_meta(&chunk.meta).map_err(malformed)?;
-                let snapshot = Snapshot {
-                    meta,
-                    snapshot: bytes,
-                };
-                self.raft()
-                    .install_full_snapshot(vote, snapshot)
-                    .await
-                    .map_err(stopped)?
-                    .vote
+                let snapshot = Snapshot { meta, snapshot: bytes };
+                self.raft().install_full_snapshot(vote, snapshot).await.map_err(stopped)?.vote
             }
         };
         Ok(Frame::of(kind::SNAPSHOT, &wire::put_vote(&answer)))
@@ -162,17 +136,9 @@ impl Arriving {
         }
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if chunk.offset == 0 {
-            all.insert(
-                from,
-                Partial {
-                    vote,
-                    bytes: Vec::new(),
-                },
-            );
+            all.insert(from, Partial { vote, bytes: Vec::new() });
         }
-        let partial = all
-            .get_mut(&from)
-            .ok_or(WireError("snapshot without a beginning"))?;
+        let partial = all.get_mut(&from).ok_or(WireError("snapshot without a beginning"))?;
         let have = partial.bytes.len() as u64;
         let fits = have.saturating_add(chunk.data.len() as u64) <= chunk.total;
         if partial.vote != vote || have != chunk.offset || !fits {

@@ -46,19 +46,13 @@ impl LogStore {
         let mut live = Live::default();
         for (index, bytes) in loaded.log {
             let record = Record::from_bytes(&bytes).map_err(invalid)?;
-            live.log
-                .insert(index, wire::get_entry(record).map_err(invalid)?);
+            live.log.insert(index, wire::get_entry(record).map_err(invalid)?);
         }
         let log_id = |key| -> io::Result<Option<LogId>> {
             let bytes = loaded.meta.get(&key);
-            let found = bytes
-                .map(|b| WireLogId::decode(b.as_slice()).map_err(invalid))
-                .transpose()?;
-            found
-                .as_ref()
-                .map(wire::get_log_id)
-                .transpose()
-                .map_err(invalid)
+            let found =
+                bytes.map(|b| WireLogId::decode(b.as_slice()).map_err(invalid)).transpose()?;
+            found.as_ref().map(wire::get_log_id).transpose().map_err(invalid)
         };
         live.committed = log_id(MetaKey::Committed)?;
         live.purged = log_id(MetaKey::Purged)?;
@@ -66,10 +60,7 @@ impl LogStore {
             let vote = WireVote::decode(bytes.as_slice()).map_err(invalid)?;
             live.vote = Some(wire::get_vote(&vote).map_err(invalid)?);
         }
-        Ok(Self {
-            disk,
-            live: Arc::new(Mutex::new(live)),
-        })
+        Ok(Self { disk, live: Arc::new(Mutex::new(live)) })
     }
 
     /// Up to where the log was purged.
@@ -88,9 +79,7 @@ impl LogStore {
             let _ = tx.send(result);
         });
         self.disk.commit(batch, done);
-        rx.await
-            .map_err(io::Error::other)?
-            .map_err(io::Error::other)
+        rx.await.map_err(io::Error::other)?.map_err(io::Error::other)
     }
 }
 
@@ -114,10 +103,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         };
         let live = self.live();
         let entries = live.log.range(from..).map(|(_, e)| e);
-        Ok(entries
-            .take_while(|e| range.contains(&e.log_id.index))
-            .cloned()
-            .collect())
+        Ok(entries.take_while(|e| range.contains(&e.log_id.index)).cloned().collect())
     }
 
     /// Bounded in bytes, as what follows travels in one frame; at least one entry.
@@ -148,10 +134,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let live = self.live();
         let last = live.log.last_key_value().map(|(_, e)| e.log_id);
-        Ok(LogState {
-            last_purged_log_id: live.purged,
-            last_log_id: last.or(live.purged),
-        })
+        Ok(LogState { last_purged_log_id: live.purged, last_log_id: last.or(live.purged) })
     }
 
     async fn get_log_reader(&mut self) -> Self::LogReader {
@@ -159,11 +142,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
-        self.commit(vec![Write::Meta(
-            MetaKey::Vote,
-            wire::put_vote(vote).encode_to_vec(),
-        )])
-        .await?;
+        self.commit(vec![Write::Meta(MetaKey::Vote, wire::put_vote(vote).encode_to_vec())]).await?;
         self.live().vote = Some(*vote);
         Ok(())
     }
@@ -197,9 +176,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             bytes: wire::put_entry(e).to_bytes(),
         };
         let batch = entries.iter().map(write).collect();
-        self.live()
-            .log
-            .extend(entries.into_iter().map(|e| (e.log_id.index, e)));
+        self.live().log.extend(entries.into_iter().map(|e| (e.log_id.index, e)));
         let done: Done =
             Box::new(move |result| callback.io_completed(result.map_err(io::Error::other)));
         self.disk.commit(batch, done);

@@ -39,12 +39,8 @@ impl StateMachine {
     /// When the snapshot cannot be read.
     pub fn open(snapshots: Snapshots) -> io::Result<(Self, watch::Receiver<Published>)> {
         let (published, seen) = watch::channel(Published::default());
-        let mut machine = Self {
-            snapshots,
-            applied: None,
-            membership: StoredMembership::default(),
-            published,
-        };
+        let mut machine =
+            Self { snapshots, applied: None, membership: StoredMembership::default(), published };
         if let Some(bytes) = machine.snapshots.newest().map_err(io::Error::other)? {
             let (meta, state) = decode(&bytes)?;
             machine.adopt(&meta, state);
@@ -56,10 +52,7 @@ impl StateMachine {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         let index = self.applied.map_or(0, |id| id.index);
-        self.published.send_replace(Published {
-            index,
-            state: Arc::new(state),
-        });
+        self.published.send_replace(Published { index, state: Arc::new(state) });
     }
 
     fn builder(&self) -> SnapshotBuilder {
@@ -119,10 +112,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             answers.extend(responder.map(|r| (r, outcome)));
         }
         let index = self.applied.map_or(0, |id| id.index);
-        self.published.send_replace(Published {
-            index,
-            state: Arc::new(state),
-        });
+        self.published.send_replace(Published { index, state: Arc::new(state) });
         // Answered after publication, so that a client that was answered reads its own write here.
         for (responder, outcome) in answers {
             responder.send(Opaque(outcome));
@@ -150,10 +140,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return Ok(None);
         };
         let (meta, _) = decode(&bytes)?;
-        Ok(Some(Snapshot {
-            meta,
-            snapshot: bytes,
-        }))
+        Ok(Some(Snapshot { meta, snapshot: bytes }))
     }
 }
 
@@ -174,18 +161,11 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         }
         .encode_to_vec();
         write(&self.snapshots, &self.meta, &bytes)?;
-        Ok(Snapshot {
-            meta: self.meta.clone(),
-            snapshot: bytes,
-        })
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: bytes })
     }
 }
 
 fn write(snapshots: &Snapshots, meta: &SnapshotMeta, bytes: &[u8]) -> io::Result<()> {
-    let (term, index) = meta
-        .last_log_id
-        .map_or((0, 0), |id| (id.leader_id.term, id.index));
-    snapshots
-        .write(term, index, bytes)
-        .map_err(io::Error::other)
+    let (term, index) = meta.last_log_id.map_or((0, 0), |id| (id.leader_id.term, id.index));
+    snapshots.write(term, index, bytes).map_err(io::Error::other)
 }

@@ -59,10 +59,7 @@ pub struct Frame {
 impl Frame {
     /// Makes a frame of a message.
     pub(crate) fn of(kind: u32, message: &impl Message) -> Self {
-        Self {
-            kind,
-            body: message.encode_to_vec().into(),
-        }
+        Self { kind, body: message.encode_to_vec().into() }
     }
 }
 
@@ -105,10 +102,7 @@ impl<T: Transport> RaftNetworkFactory<TypeConfig> for Network<T> {
     type Network = Peer<T>;
 
     async fn new_client(&mut self, to: u64, _node: &Member) -> Peer<T> {
-        Peer {
-            transport: self.0.clone(),
-            to,
-        }
+        Peer { transport: self.0.clone(), to }
     }
 }
 
@@ -129,11 +123,8 @@ fn malformed(e: wire::WireError) -> RPCError<TypeConfig> {
 
 impl<T: Transport> Peer<T> {
     async fn ask<R: Message + Default>(&self, frame: Frame, deadline: Duration) -> Rpc<R> {
-        let answer = self
-            .transport
-            .call(self.to, frame, deadline)
-            .await
-            .map_err(|e| rpc_error(&e))?;
+        let answer =
+            self.transport.call(self.to, frame, deadline).await.map_err(|e| rpc_error(&e))?;
         wire::decode(&answer.body, "answer").map_err(malformed)
     }
 
@@ -158,21 +149,12 @@ impl<T: Transport> Peer<T> {
         let meta = wire::put_meta(&snapshot.meta);
         let mut offset = 0u64;
         loop {
-            let from = usize::try_from(offset)
-                .unwrap_or(usize::MAX)
-                .min(snapshot.snapshot.len());
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(snapshot.snapshot.len());
             let to = (from + CHUNK).min(snapshot.snapshot.len());
             let data = snapshot.snapshot[from..to].to_vec();
-            let chunk = WireChunk {
-                vote: wire::put_vote(&vote),
-                meta: meta.clone(),
-                offset,
-                total,
-                data,
-            };
-            let answer: WireVote = self
-                .ask(Frame::of(kind::SNAPSHOT, &chunk), per_chunk)
-                .await?;
+            let chunk =
+                WireChunk { vote: wire::put_vote(&vote), meta: meta.clone(), offset, total, data };
+            let answer: WireVote = self.ask(Frame::of(kind::SNAPSHOT, &chunk), per_chunk).await?;
             let answered = wire::get_vote(&answer).map_err(malformed)?;
             offset = to as u64;
             if offset >= total || answered > vote {
@@ -251,9 +233,7 @@ impl<T: Transport> RaftNetworkV2<TypeConfig> for Peer<T> {
             last: req.last_log_id().map(wire::put_log_id),
         };
         // A refusal is followed by the ordinary election, so its detail is not carried.
-        let _: WireReply = self
-            .ask(Frame::of(kind::TRANSFER, &message), option.hard_ttl())
-            .await?;
+        let _: WireReply = self.ask(Frame::of(kind::TRANSFER, &message), option.hard_ttl()).await?;
         Ok(Ok(()))
     }
 }

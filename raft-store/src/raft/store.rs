@@ -104,9 +104,7 @@ pub struct Store<T: Transport> {
 
 impl<T: Transport> Clone for Store<T> {
     fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-        }
+        Self { inner: self.inner.clone() }
     }
 }
 
@@ -133,9 +131,7 @@ fn raft_config(profile: Profile) -> Result<Config, StoreError> {
         enable_pre_vote: Some(true),
         ..Config::default()
     };
-    config
-        .validate()
-        .map_err(|e| StoreError::Raft(e.to_string()))
+    config.validate().map_err(|e| StoreError::Raft(e.to_string()))
 }
 
 /// Why log and snapshots cannot be used.
@@ -206,16 +202,8 @@ impl<T: Transport> Store<T> {
             .await
             .map_err(|e| StoreError::Raft(e.to_string()))?;
         let arriving = Arriving::default();
-        let inner = Inner {
-            id: config.id,
-            raft,
-            transport,
-            published,
-            arriving,
-        };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        let inner = Inner { id: config.id, raft, transport, published, arriving };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     pub(crate) fn raft(&self) -> &Raft<TypeConfig, StateMachine> {
@@ -241,17 +229,11 @@ impl<T: Transport> Store<T> {
     pub async fn found(&self, uuid: Uuid) -> Result<(), StoreError> {
         let raft = self.raft();
         let error = |e: String| StoreError::Raft(e);
-        if raft
-            .is_initialized()
-            .await
-            .map_err(|e| error(e.to_string()))?
-        {
+        if raft.is_initialized().await.map_err(|e| error(e.to_string()))? {
             return Ok(());
         }
         let members = BTreeMap::from([(self.inner.id, Member { uuid })]);
-        raft.initialize(members)
-            .await
-            .map_err(|e| error(e.to_string()))
+        raft.initialize(members).await.map_err(|e| error(e.to_string()))
     }
 
     /// Returns the state that this node has applied, and its index.
@@ -293,9 +275,7 @@ impl<T: Transport> Store<T> {
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             quorum_acked: acked.map(|at| at.elapsed()),
-            matched: matched
-                .filter_map(|(id, log)| Some((*id, log.as_ref()?.index)))
-                .collect(),
+            matched: matched.filter_map(|(id, log)| Some((*id, log.as_ref()?.index))).collect(),
             changing: membership.get_joint_config().len() > 1
                 || m.membership_config != m.committed_membership_config,
             stopped: m.running_state.as_ref().err().map(ToString::to_string),
@@ -307,8 +287,7 @@ impl<T: Transport> Store<T> {
     /// # Errors
     /// When Raft refuses, or does not answer in time.
     pub async fn add_learner(&self, id: u64, uuid: Uuid) -> Result<(), ProposeError> {
-        self.change(self.raft().add_learner(id, Member { uuid }, false))
-            .await
+        self.change(self.raft().add_learner(id, Member { uuid }, false)).await
     }
 
     /// Lets exactly these nodes vote; those that stop voting go on listening. Only at the leader.
@@ -316,11 +295,8 @@ impl<T: Transport> Store<T> {
     /// # Errors
     /// When Raft refuses, or does not answer in time.
     pub async fn set_voters(&self, voters: BTreeSet<u64>) -> Result<(), ProposeError> {
-        self.change(
-            self.raft()
-                .change_membership(ChangeMembers::ReplaceAllVoters(voters), true),
-        )
-        .await
+        self.change(self.raft().change_membership(ChangeMembers::ReplaceAllVoters(voters), true))
+            .await
     }
 
     /// Stops replicating to a learner. Only at the leader.
@@ -328,11 +304,8 @@ impl<T: Transport> Store<T> {
     /// # Errors
     /// When Raft refuses, or does not answer in time.
     pub async fn remove_learner(&self, id: u64) -> Result<(), ProposeError> {
-        self.change(
-            self.raft()
-                .change_membership(ChangeMembers::RemoveNodes([id].into()), true),
-        )
-        .await
+        self.change(self.raft().change_membership(ChangeMembers::RemoveNodes([id].into()), true))
+            .await
     }
 
     /// Hands leadership to another voter. Only at the leader; the election follows at once.
@@ -349,11 +322,7 @@ impl<T: Transport> Store<T> {
     /// # Errors
     /// When Raft has stopped.
     pub async fn snapshot(&self) -> Result<(), ProposeError> {
-        self.raft()
-            .trigger()
-            .snapshot()
-            .await
-            .map_err(|e| ProposeError::Stopped(e.to_string()))
+        self.raft().trigger().snapshot().await.map_err(|e| ProposeError::Stopped(e.to_string()))
     }
 
     /// Drops log entries up to `index` that a snapshot covers.

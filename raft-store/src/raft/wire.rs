@@ -172,19 +172,12 @@ pub(crate) struct WireReply {
 }
 
 pub(crate) fn put_vote(v: &Vote) -> WireVote {
-    WireVote {
-        term: v.leader_id.term,
-        node: v.leader_id.node_id,
-        committed: v.committed,
-    }
+    WireVote { term: v.leader_id.term, node: v.leader_id.node_id, committed: v.committed }
 }
 
 pub(crate) fn get_vote(v: &WireVote) -> Result<Vote, WireError> {
     let leader_id = get_leader_id(v.term, v.node)?;
-    Ok(Vote {
-        leader_id,
-        committed: v.committed,
-    })
+    Ok(Vote { leader_id, committed: v.committed })
 }
 
 fn get_leader_id(term: u64, node_id: u64) -> Result<LeaderId<u64, u64>, WireError> {
@@ -195,11 +188,7 @@ fn get_leader_id(term: u64, node_id: u64) -> Result<LeaderId<u64, u64>, WireErro
 }
 
 pub(crate) fn put_log_id(id: &LogId) -> WireLogId {
-    WireLogId {
-        term: id.leader_id.term,
-        node: id.leader_id.node_id,
-        index: id.index,
-    }
+    WireLogId { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index }
 }
 
 pub(crate) fn get_log_id(id: &WireLogId) -> Result<LogId, WireError> {
@@ -207,10 +196,7 @@ pub(crate) fn get_log_id(id: &WireLogId) -> Result<LogId, WireError> {
     if id.index > NUMBER_MAX {
         return Err(WireError("index is larger than any index"));
     }
-    Ok(LogId {
-        leader_id,
-        index: id.index,
-    })
+    Ok(LogId { leader_id, index: id.index })
 }
 
 fn get_maybe_log_id(id: Option<&WireLogId>) -> Result<Option<LogId>, WireError> {
@@ -218,13 +204,8 @@ fn get_maybe_log_id(id: Option<&WireLogId>) -> Result<Option<LogId>, WireError> 
 }
 
 fn put_membership(m: &Membership, at: Option<&LogId>) -> WireMembership {
-    let ids = |set: &BTreeSet<u64>| WireIds {
-        ids: set.iter().copied().collect(),
-    };
-    let node = |(id, n): (&u64, &Member)| WireNode {
-        id: *id,
-        uuid: n.uuid.as_bytes().to_vec(),
-    };
+    let ids = |set: &BTreeSet<u64>| WireIds { ids: set.iter().copied().collect() };
+    let node = |(id, n): (&u64, &Member)| WireNode { id: *id, uuid: n.uuid.as_bytes().to_vec() };
     WireMembership {
         configs: m.get_joint_config().iter().map(ids).collect(),
         nodes: m.nodes().map(node).collect(),
@@ -233,11 +214,7 @@ fn put_membership(m: &Membership, at: Option<&LogId>) -> WireMembership {
 }
 
 fn get_membership(m: &WireMembership) -> Result<Membership, WireError> {
-    let configs = m
-        .configs
-        .iter()
-        .map(|c| c.ids.iter().copied().collect())
-        .collect();
+    let configs = m.configs.iter().map(|c| c.ids.iter().copied().collect()).collect();
     let nodes: Result<BTreeMap<u64, Member>, WireError> = m
         .nodes
         .iter()
@@ -256,13 +233,7 @@ pub(crate) fn put_entry(e: &Entry) -> Record {
         EntryPayload::Membership(m) => (2, put_membership(m, None).encode_to_vec()),
     };
     let LogId { leader_id, index } = e.log_id;
-    Record {
-        term: leader_id.term,
-        leader: leader_id.node_id,
-        kind,
-        payload,
-        index,
-    }
+    Record { term: leader_id.term, leader: leader_id.node_id, kind, payload, index }
 }
 
 pub(crate) fn get_entry(r: Record) -> Result<Entry, WireError> {
@@ -272,11 +243,7 @@ pub(crate) fn get_entry(r: Record) -> Result<Entry, WireError> {
         2 => EntryPayload::Membership(get_membership(&decode(&r.payload, "membership entry")?)?),
         _ => return Err(WireError("entry of an unknown kind")),
     };
-    let log_id = get_log_id(&WireLogId {
-        term: r.term,
-        node: r.leader,
-        index: r.index,
-    })?;
+    let log_id = get_log_id(&WireLogId { term: r.term, node: r.leader, index: r.index })?;
     Ok(Entry { log_id, payload })
 }
 
@@ -315,10 +282,7 @@ pub(crate) fn get_append(r: WireAppend) -> Result<AppendEntriesRequest<TypeConfi
     let entries = entries?;
     let prev_log_id = get_maybe_log_id(r.prev.as_ref())?;
     let first = prev_log_id.map_or(0, |p| p.index + 1);
-    let gapless = entries
-        .iter()
-        .zip(first..)
-        .all(|(e, index)| e.log_id.index == index);
+    let gapless = entries.iter().zip(first..).all(|(e, index)| e.log_id.index == index);
     if !gapless {
         return Err(WireError("entries are not consecutive"));
     }
@@ -345,9 +309,7 @@ pub(crate) fn get_appended(
 ) -> Result<AppendEntriesResponse<TypeConfig>, WireError> {
     match (r.kind, &r.vote) {
         (1, _) => Ok(AppendEntriesResponse::Success),
-        (2, _) => Ok(AppendEntriesResponse::PartialSuccess(get_maybe_log_id(
-            r.log_id.as_ref(),
-        )?)),
+        (2, _) => Ok(AppendEntriesResponse::PartialSuccess(get_maybe_log_id(r.log_id.as_ref())?)),
         (3, _) => Ok(AppendEntriesResponse::Conflict),
         (4, Some(v)) => Ok(AppendEntriesResponse::HigherVote(get_vote(v)?)),
         _ => Err(WireError("append answer of an unknown kind")),

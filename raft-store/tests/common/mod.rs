@@ -27,22 +27,13 @@ pub(crate) fn uuid_of(id: u64) -> Uuid {
 }
 
 fn proposal(request: Uuid, command: Command) -> Proposal {
-    Proposal {
-        request: RequestId(request),
-        at: UnixMillis(1_000),
-        by: "test".into(),
-        command,
-    }
+    Proposal { request: RequestId(request), at: UnixMillis(1_000), by: "test".into(), command }
 }
 
 pub(crate) fn founding() -> Proposal {
     let key = PublicKey([1; 32]);
-    let node = NewNode {
-        uuid: uuid_of(1),
-        name: "n1".parse().unwrap(),
-        wireguard: key,
-        sealing: key,
-    };
+    let node =
+        NewNode { uuid: uuid_of(1), name: "n1".parse().unwrap(), wireguard: key, sealing: key };
     proposal(
         FLEET,
         Command::FoundFleet(FoundFleet {
@@ -109,11 +100,7 @@ impl Transport for Wire {
             *lan.carried.entry(kind).or_default() += 1;
             lan.largest = lan.largest.max(frame.body.len());
             let cut = lan.cut.contains(&(self.from, to));
-            let slow = if frame.body.len() > 500 {
-                lan.slow
-            } else {
-                Duration::ZERO
-            };
+            let slow = if frame.body.len() > 500 { lan.slow } else { Duration::ZERO };
             (lan.stores.get(&to).filter(|_| !cut).cloned(), slow)
         };
         let Some(target) = target else {
@@ -151,20 +138,12 @@ impl Fleet {
     /// An empty fleet.
     pub(crate) fn empty() -> Self {
         let temp = tempfile::tempdir().unwrap();
-        Self {
-            dir: temp.path().to_owned(),
-            _temp: Some(temp),
-            lan: Arc::default(),
-        }
+        Self { dir: temp.path().to_owned(), _temp: Some(temp), lan: Arc::default() }
     }
 
     /// A fleet whose folders lie in `dir`.
     pub(crate) fn at(dir: &Path) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            _temp: None,
-            lan: Arc::default(),
-        }
+        Self { dir: dir.to_owned(), _temp: None, lan: Arc::default() }
     }
 
     /// A founded fleet in which nodes 1 to `voters` vote.
@@ -186,10 +165,7 @@ impl Fleet {
     }
 
     pub(crate) fn wire(&self, id: u64) -> Wire {
-        Wire {
-            from: id,
-            lan: self.lan.clone(),
-        }
+        Wire { from: id, lan: self.lan.clone() }
     }
 
     /// Starts a node on whatever its disk holds.
@@ -201,11 +177,7 @@ impl Fleet {
     }
 
     pub(crate) async fn try_start(&self, id: u64) -> Result<Store<Wire>, StoreError> {
-        let config = StoreConfig {
-            id,
-            fleet: FLEET,
-            profile: Profile::Lan,
-        };
+        let config = StoreConfig { id, fleet: FLEET, profile: Profile::Lan };
         let dir = self.dir(id);
         let until = Instant::now() + PATIENCE;
         let store = loop {
@@ -249,13 +221,7 @@ impl Fleet {
     }
 
     pub(crate) fn carried(&self, kind: u32) -> u64 {
-        self.lan
-            .lock()
-            .unwrap()
-            .carried
-            .get(&kind)
-            .copied()
-            .unwrap_or_default()
+        self.lan.lock().unwrap().carried.get(&kind).copied().unwrap_or_default()
     }
 
     /// Makes the wire slow for all but the smallest frames.
@@ -273,9 +239,7 @@ impl Fleet {
         let found = eventually("a leader", || {
             self.stores().into_iter().find(|s| {
                 let status = s.status();
-                let acked = status
-                    .quorum_acked
-                    .is_some_and(|ago| ago < Duration::from_millis(500));
+                let acked = status.quorum_acked.is_some_and(|ago| ago < Duration::from_millis(500));
                 status.leader == Some(status.id) && acked
             })
         });
@@ -287,9 +251,7 @@ impl Fleet {
         eventually("all nodes to have applied the same", || {
             let published: Vec<_> = self.stores().iter().map(Store::published).collect();
             let first = published.first()?;
-            let same = published
-                .iter()
-                .all(|p| p.index == first.index && p.state == first.state);
+            let same = published.iter().all(|p| p.index == first.index && p.state == first.state);
             (same && first.index >= index).then(|| first.state.clone())
         })
         .await

@@ -46,19 +46,13 @@ impl Packets {
     /// # Errors
     /// When the operating system gives no thread or event descriptor.
     pub fn start(name: &str, tun: Tun, udp: Udp) -> std::io::Result<Self> {
-        let wake = Arc::new(EventFd::from_flags(
-            EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
-        )?);
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (mail, inbox) = channel();
         let bell = wake.clone();
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || Loop::new(tun, udp, bell, inbox).run())?;
-        Ok(Self {
-            mail,
-            wake,
-            thread: Some(thread),
-        })
+        Ok(Self { mail, wake, thread: Some(thread) })
     }
 
     fn post(&self, mail: Mail) -> bool {
@@ -76,8 +70,7 @@ impl Packets {
     /// Asks how things stand; nothing if the thread does not answer in time.
     pub fn status(&self) -> Option<(Vec<PeerStatus>, Drops)> {
         let (tx, rx) = channel();
-        self.post(Mail::Status(tx))
-            .then(|| rx.recv_timeout(Duration::from_millis(500)).ok())?
+        self.post(Mail::Status(tx)).then(|| rx.recv_timeout(Duration::from_millis(500)).ok())?
     }
 }
 
@@ -100,24 +93,14 @@ struct Loop {
     buffer: Vec<u8>,
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this thread is where packets meet the clock"
-)]
+#[expect(clippy::disallowed_methods, reason = "this thread is where packets meet the clock")]
 fn now() -> Instant {
     Instant::now()
 }
 
 impl Loop {
     fn new(tun: Tun, udp: Udp, wake: Arc<EventFd>, inbox: Receiver<Mail>) -> Self {
-        Self {
-            tun,
-            udp,
-            wake,
-            inbox,
-            tunnel: Tunnel::default(),
-            buffer: vec![0; PACKET_MAX],
-        }
+        Self { tun, udp, wake, inbox, tunnel: Tunnel::default(), buffer: vec![0; PACKET_MAX] }
     }
 
     fn run(mut self) {
@@ -142,14 +125,8 @@ impl Loop {
     }
 
     fn wait(&self) -> (bool, bool, bool) {
-        let until = self
-            .tunnel
-            .poll_timeout()
-            .map(|at| at.saturating_duration_since(now()));
-        let timeout = until
-            .unwrap_or(WAIT_MAX)
-            .min(WAIT_MAX)
-            .max(Duration::from_millis(1));
+        let until = self.tunnel.poll_timeout().map(|at| at.saturating_duration_since(now()));
+        let timeout = until.unwrap_or(WAIT_MAX).min(WAIT_MAX).max(Duration::from_millis(1));
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::from(50u16));
         let wanted = PollFlags::POLLIN;
         let mut fds = [

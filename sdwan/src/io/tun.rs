@@ -22,16 +22,10 @@ impl Tun {
         let error = |source: io::Error| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => ApplyError::Forbidden(name.to_owned()),
             Some(libc::EBUSY) => ApplyError::Busy(name.to_owned()),
-            _ => ApplyError::Tun {
-                name: name.to_owned(),
-                source,
-            },
+            _ => ApplyError::Tun { name: name.to_owned(), source },
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(DEVICE);
+        let file =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE);
         let file = file.map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => ApplyError::NoTun,
             _ => error(e),
@@ -67,10 +61,7 @@ impl AsFd for Tun {
 fn attach(file: &File, name: &str) -> io::Result<()> {
     let bytes = name.as_bytes();
     if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the device's name is too long",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the device's name is too long"));
     }
     // SAFETY: ifreq is plain data for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -100,10 +91,7 @@ pub fn remove(name: &str) -> Result<(), ApplyError> {
     let tun = Tun::open(name)?;
     // SAFETY: TUNSETPERSIST takes an integer by value; the descriptor is open.
     if unsafe { libc::ioctl(tun.0.as_raw_fd(), libc::TUNSETPERSIST, 0) } < 0 {
-        return Err(ApplyError::Tun {
-            name: name.to_owned(),
-            source: io::Error::last_os_error(),
-        });
+        return Err(ApplyError::Tun { name: name.to_owned(), source: io::Error::last_os_error() });
     }
     Ok(())
 }

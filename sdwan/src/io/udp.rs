@@ -28,17 +28,11 @@ impl Udp {
         match open(Domain::IPV6, SocketAddr::from(([0u16; 8], port))) {
             Ok(socket) => Ok(Self { socket, dual: true }),
             Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
-                ) =>
+                if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
             {
                 let socket =
                     open(Domain::IPV4, SocketAddr::from(([0, 0, 0, 0], port))).map_err(error)?;
-                Ok(Self {
-                    socket,
-                    dual: false,
-                })
+                Ok(Self { socket, dual: false })
             }
             Err(e) => Err(error(e)),
         }
@@ -62,9 +56,7 @@ impl Udp {
             IpAddr::V4(v4) if self.dual => IpAddr::V6(v4.to_ipv6_mapped()),
             ip => ip,
         };
-        self.socket
-            .send_to(bytes, SocketAddr::new(ip, to.port()))
-            .map(drop)
+        self.socket.send_to(bytes, SocketAddr::new(ip, to.port())).map(drop)
     }
 }
 

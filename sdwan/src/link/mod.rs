@@ -40,14 +40,8 @@ pub struct Diff {
 
 /// Compares; link-local addresses and routes of others (pods' routes, say) are left alone.
 pub fn diff(spec: &MeshSpec, has: &Device) -> Diff {
-    let own = spec.addresses.iter().map(|ip| Address {
-        ip: *ip,
-        held: false,
-    });
-    let held = spec.held.iter().map(|ip| Address {
-        ip: *ip,
-        held: true,
-    });
+    let own = spec.addresses.iter().map(|ip| Address { ip: *ip, held: false });
+    let held = spec.held.iter().map(|ip| Address { ip: *ip, held: true });
     let wanted: Vec<Address> = own.chain(held).collect();
     let ours = |ip: &IpAddr| spec.prefixes.iter().any(|p| p.contains(ip));
     Diff {
@@ -57,16 +51,8 @@ pub fn diff(spec: &MeshSpec, has: &Device) -> Diff {
             .filter(|ip| ours(ip) && !wanted.iter().any(|w| w.ip == **ip))
             .copied()
             .collect(),
-        add: wanted
-            .into_iter()
-            .filter(|w| !has.addresses.contains(&w.ip))
-            .collect(),
-        routes: spec
-            .prefixes
-            .iter()
-            .filter(|p| !has.routes.contains(p))
-            .copied()
-            .collect(),
+        add: wanted.into_iter().filter(|w| !has.addresses.contains(&w.ip)).collect(),
+        routes: spec.prefixes.iter().filter(|p| !has.routes.contains(p)).copied().collect(),
     }
 }
 
@@ -84,10 +70,7 @@ mod tests {
             listen_port: 1,
             mtu: 1420,
             addresses: vec!["fd00::1".parse().unwrap(), "10.90.0.1".parse().unwrap()],
-            prefixes: vec![
-                "fd00::/64".parse().unwrap(),
-                "10.90.0.0/20".parse().unwrap(),
-            ],
+            prefixes: vec!["fd00::/64".parse().unwrap(), "10.90.0.0/20".parse().unwrap()],
             held: held.iter().map(|ip| ip.parse().unwrap()).collect(),
             peers: Vec::new(),
         }

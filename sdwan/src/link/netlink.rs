@@ -19,11 +19,7 @@ const FOREVER: u32 = u32::MAX;
 
 fn error(spec: &MeshSpec, what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> ApplyError {
     let (name, what) = (spec.interface.clone(), what.into());
-    move |e| ApplyError::Link {
-        name,
-        what,
-        why: e.to_string(),
-    }
+    move |e| ApplyError::Link { name, what, why: e.to_string() }
 }
 
 /// Makes addresses and routes of the spec's device be as it says.
@@ -31,33 +27,19 @@ fn error(spec: &MeshSpec, what: impl Into<String>) -> impl FnOnce(rtnetlink::Err
 /// # Errors
 /// When the kernel refuses something.
 pub async fn apply(handle: &Handle, spec: &MeshSpec) -> Result<(), ApplyError> {
-    let index = find(handle, &spec.interface)
-        .await
-        .map_err(error(spec, "looking it up"))?;
+    let index = find(handle, &spec.interface).await.map_err(error(spec, "looking it up"))?;
     let index = index.ok_or_else(|| ApplyError::Link {
         name: spec.interface.clone(),
         what: "looking it up".into(),
         why: "the device is gone".into(),
     })?;
     quiet(&spec.interface);
-    let up = LinkUnspec::new_with_index(index)
-        .mtu(spec.mtu.into())
-        .up()
-        .build();
-    handle
-        .link()
-        .set(up)
-        .execute()
-        .await
-        .map_err(error(spec, "bringing it up"))?;
-    let has = read(handle, index)
-        .await
-        .map_err(error(spec, "reading its addresses"))?;
+    let up = LinkUnspec::new_with_index(index).mtu(spec.mtu.into()).up().build();
+    handle.link().set(up).execute().await.map_err(error(spec, "bringing it up"))?;
+    let has = read(handle, index).await.map_err(error(spec, "reading its addresses"))?;
     let todo = diff(spec, &has);
     for ip in todo.remove {
-        remove(handle, index, ip)
-            .await
-            .map_err(error(spec, format!("removing address {ip}")))?;
+        remove(handle, index, ip).await.map_err(error(spec, format!("removing address {ip}")))?;
     }
     for address in todo.add {
         add(handle, index, address)
@@ -65,10 +47,7 @@ pub async fn apply(handle: &Handle, spec: &MeshSpec) -> Result<(), ApplyError> {
             .map_err(error(spec, format!("adding address {}", address.ip)))?;
     }
     for net in todo.routes {
-        let source = spec
-            .addresses
-            .iter()
-            .find(|ip| ip.is_ipv4() == matches!(net, IpNet::V4(_)));
+        let source = spec.addresses.iter().find(|ip| ip.is_ipv4() == matches!(net, IpNet::V4(_)));
         route(handle, index, net, source.copied())
             .await
             .map_err(error(spec, format!("adding route {net}")))?;
@@ -88,10 +67,7 @@ fn quiet(interface: &str) {
     ];
     for (family, name, value) in settings {
         // Absent without IPv6, read-only in some containers; the overlay works without.
-        let _ = std::fs::write(
-            format!("/proc/sys/net/{family}/conf/{interface}/{name}"),
-            value,
-        );
+        let _ = std::fs::write(format!("/proc/sys/net/{family}/conf/{interface}/{name}"), value);
     }
 }
 
@@ -106,18 +82,12 @@ async fn find(handle: &Handle, name: &str) -> Result<Option<u32>, rtnetlink::Err
 
 async fn read(handle: &Handle, index: u32) -> Result<Device, rtnetlink::Error> {
     let mut device = Device::default();
-    let mut addresses = handle
-        .address()
-        .get()
-        .set_link_index_filter(index)
-        .execute();
+    let mut addresses = handle.address().get().set_link_index_filter(index).execute();
     while let Some(message) = addresses.try_next().await? {
-        device
-            .addresses
-            .extend(message.attributes.iter().filter_map(|a| match a {
-                AddressAttribute::Address(ip) => Some(*ip),
-                _ => None,
-            }));
+        device.addresses.extend(message.attributes.iter().filter_map(|a| match a {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        }));
     }
     let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
     let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
@@ -147,28 +117,20 @@ async fn add(handle: &Handle, index: u32, address: Address) -> Result<(), rtnetl
     let mut request = handle.address().add(index, address.ip, length).replace();
     let message = request.message_mut();
     message.header.flags |= AddressHeaderFlags::Nodad;
-    message
-        .attributes
-        .push(AddressAttribute::Flags(AddressFlags::Nodad));
+    message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     if address.held {
         // Deprecated from the start (RFC 4862, section 5.5.4): it answers, but is no source of its own accord.
         let mut lifetimes = CacheInfo::default();
         lifetimes.ifa_preferred = 0;
         lifetimes.ifa_valid = FOREVER;
-        message
-            .attributes
-            .push(AddressAttribute::CacheInfo(lifetimes));
+        message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
     }
     request.execute().await
 }
 
 async fn remove(handle: &Handle, index: u32, ip: IpAddr) -> Result<(), rtnetlink::Error> {
-    let mut addresses = handle
-        .address()
-        .get()
-        .set_link_index_filter(index)
-        .set_address_filter(ip)
-        .execute();
+    let mut addresses =
+        handle.address().get().set_link_index_filter(index).set_address_filter(ip).execute();
     while let Some(message) = addresses.try_next().await? {
         handle.address().del(message).execute().await?;
     }

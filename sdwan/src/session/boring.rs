@@ -64,11 +64,7 @@ impl Session for BoringSession {
         let secret = StaticSecret::from(*private.expose());
         let public = XPublic::from(&secret);
         let shared = Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_S));
-        BoringLimiter {
-            secret,
-            public,
-            shared,
-        }
+        BoringLimiter { secret, public, shared }
     }
 
     fn new(
@@ -80,14 +76,7 @@ impl Session for BoringSession {
     ) -> Self {
         let secret = StaticSecret::from(*private.expose());
         let peer = XPublic::from(peer.0);
-        Self(Tunn::new(
-            secret,
-            peer,
-            None,
-            keepalive,
-            index,
-            Some(limiter.shared.clone()),
-        ))
+        Self(Tunn::new(secret, peer, None, keepalive, index, Some(limiter.shared.clone())))
     }
 
     fn seal<'o>(&mut self, packet: &[u8], out: &'o mut [u8], _now: Instant) -> Produced<'o> {

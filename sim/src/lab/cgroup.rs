@@ -40,10 +40,8 @@ pub(super) fn make(name: &str) -> Vec<PathBuf> {
 /// Puts this process, and so its children, into a host's groups.
 pub(super) fn enter(name: &str) {
     for hierarchy in hierarchies() {
-        let _ = fs::write(
-            hierarchy.join(name).join("cgroup.procs"),
-            std::process::id().to_string(),
-        );
+        let _ =
+            fs::write(hierarchy.join(name).join("cgroup.procs"), std::process::id().to_string());
     }
 }
 

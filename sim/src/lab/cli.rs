@@ -153,15 +153,11 @@ pub fn run(args: LabArgs) -> std::result::Result<u8, String> {
 fn check_name(name: &str) -> Result<()> {
     let fine = !name.is_empty()
         && name.len() <= 20
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if fine {
         Ok(())
     } else {
-        Err(format!(
-            "--name {name:?}: use up to 20 lower-case letters, digits and hyphens"
-        ))
+        Err(format!("--name {name:?}: use up to 20 lower-case letters, digits and hyphens"))
     }
 }
 
@@ -174,24 +170,14 @@ fn exec(name: &str, host: &str, command: &[String]) -> std::result::Result<u8, S
 
 fn any_host(name: &str) -> Result<String> {
     let lab = Lab::require(name)?;
-    let up = lab
-        .hosts
-        .iter()
-        .find(|h| host::daemon(&lab, h).is_some_and(|(_, stopped)| !stopped));
-    up.map(|h| h.name.clone())
-        .ok_or_else(|| "no daemon runs; boot one with: ./lab start n1".into())
+    let up = lab.hosts.iter().find(|h| host::daemon(&lab, h).is_some_and(|(_, stopped)| !stopped));
+    up.map(|h| h.name.clone()).ok_or_else(|| "no daemon runs; boot one with: ./lab start n1".into())
 }
 
 fn change(name: &str, verb: Verb) -> Result<()> {
     let _lock = store::lock(name)?;
     match verb {
-        Verb::Up {
-            servers,
-            workers,
-            k3s,
-            images,
-            no_cluster,
-        } => {
+        Verb::Up { servers, workers, k3s, images, no_cluster } => {
             return up(name, (servers, workers), &k3s, images, no_cluster);
         }
         Verb::Down => return down(name),
@@ -212,16 +198,9 @@ fn change(name: &str, verb: Verb) -> Result<()> {
             }
             lab.save()?;
             boot_member(&lab, lab.host(&host)?)?;
-            say(format!(
-                "{host} is at {} now",
-                lab.address(lab.host(&host)?)
-            ));
+            say(format!("{host} is at {} now", lab.address(lab.host(&host)?)));
         }
-        Verb::Cut {
-            host,
-            from,
-            one_way,
-        } => {
+        Verb::Cut { host, from, one_way } => {
             let from: Result<Vec<&HostRecord>> = from.iter().map(|f| lab.host(f)).collect();
             faults::cut(&lab, lab.host(&host)?, &from?, one_way)?;
         }
@@ -245,19 +224,9 @@ fn wipe(lab: &Lab, h: &HostRecord) -> Result<()> {
     let disk = lab.host_dir(h).join("disk");
     std::fs::remove_dir_all(&disk).map_err(|e| format!("{}: {e}", disk.display()))?;
     let position = lab.hosts.iter().position(|x| x.name == h.name).unwrap_or(0);
-    let ticket = fleet::ticket(
-        lab,
-        if position < lab.servers {
-            "voter"
-        } else {
-            "any"
-        },
-    )?;
+    let ticket = fleet::ticket(lab, if position < lab.servers { "voter" } else { "any" })?;
     host::boot(lab, h)?;
-    let line = format!(
-        "skein join {ticket} --name {} --replaces {} --foreground",
-        h.name, h.name
-    );
+    let line = format!("skein join {ticket} --name {} --replaces {} --foreground", h.name, h.name);
     host::detach(lab, h, &line, "/var/log/skein.log")
 }
 
@@ -310,11 +279,7 @@ fn up(
                     missing.join(" ")
                 ));
             }
-            let host = |i: u8| HostRecord {
-                name: format!("n{i}"),
-                index: i,
-                moves: 0,
-            };
+            let host = |i: u8| HostRecord { name: format!("n{i}"), index: i, moves: 0 };
             let hosts = (1..=servers + workers).map(host).collect();
             Lab {
                 name: name.into(),
@@ -339,11 +304,7 @@ fn up(
     }
     progress.end();
     super::print(host::exec(&lab, &lab.hosts[0], &["skein", "status"])?);
-    let option = if name == "lab" {
-        String::new()
-    } else {
-        format!(" --name {name}")
-    };
+    let option = if name == "lab" { String::new() } else { format!(" --name {name}") };
     say("try next:");
     for line in [
         "exec n1 -- skein vip ls",
@@ -355,11 +316,7 @@ fn up(
     ] {
         say(format!(
             "  ./lab {line}{option}",
-            option = if line.starts_with("exec") {
-                String::new()
-            } else {
-                option.clone()
-            }
+            option = if line.starts_with("exec") { String::new() } else { option.clone() }
         ));
     }
     Ok(())
@@ -393,11 +350,7 @@ fn down(name: &str) -> Result<()> {
 /// Removes namespaces of the lab that a crash kept out of its records.
 fn sweep(name: &str) {
     let prefix = format!("skein-{name}-");
-    for entry in std::fs::read_dir("/run/netns")
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let ns = entry.file_name().to_string_lossy().into_owned();
         if ns.starts_with(&prefix) && !ns[prefix.len()..].contains('-') {
             super::try_sh("ip", &["netns", "del", &ns]);

@@ -13,11 +13,7 @@ const TABLE: &str = "skein_lab_cut";
 /// Stops a host's daemon, or lets it go on.
 pub(super) fn pause(lab: &Lab, h: &HostRecord, stop: bool) -> Result<()> {
     let (pid, _) = host::daemon(lab, h).ok_or_else(|| format!("no daemon runs in {}", h.name))?;
-    let signal = if stop {
-        Signal::SIGSTOP
-    } else {
-        Signal::SIGCONT
-    };
+    let signal = if stop { Signal::SIGSTOP } else { Signal::SIGCONT };
     kill(pid, signal).map_err(|e| format!("process {pid}: {e}"))
 }
 
@@ -54,36 +50,19 @@ pub(super) fn cut(lab: &Lab, h: &HostRecord, from: &[&HostRecord], one_way: bool
         .spawn()
         .map_err(|e| format!("nft: {e}"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(text.as_bytes())
-            .map_err(|e| format!("nft: {e}"))?;
+        stdin.write_all(text.as_bytes()).map_err(|e| format!("nft: {e}"))?;
     }
     let out = child.wait_with_output().map_err(|e| format!("nft: {e}"))?;
     if out.status.success() {
         return Ok(());
     }
-    Err(format!(
-        "nft: {}",
-        String::from_utf8_lossy(&out.stderr).trim()
-    ))
+    Err(format!("nft: {}", String::from_utf8_lossy(&out.stderr).trim()))
 }
 
 /// Undoes all cuts and lets all daemons go on.
 pub(super) fn heal(lab: &Lab) {
     for h in lab.hosts.iter().filter(|h| host::running(lab, h).is_some()) {
-        try_sh(
-            "ip",
-            &[
-                "netns",
-                "exec",
-                &lab.netns(h),
-                "nft",
-                "delete",
-                "table",
-                "inet",
-                TABLE,
-            ],
-        );
+        try_sh("ip", &["netns", "exec", &lab.netns(h), "nft", "delete", "table", "inet", TABLE]);
         wire::set(lab, h, true);
         if let Some((pid, true)) = host::daemon(lab, h) {
             let _ = kill(pid, Signal::SIGCONT);

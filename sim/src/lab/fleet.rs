@@ -28,10 +28,7 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Self {
-            since: now(),
-            last: String::new(),
-        }
+        Self { since: now(), last: String::new() }
     }
 
     pub(super) fn show(&mut self, text: &str) {
@@ -71,10 +68,7 @@ pub(super) fn ask(lab: &Lab, h: &HostRecord, args: &[&str]) -> Result<Value> {
 /// Asks the first host that answers.
 pub(super) fn ask_any(lab: &Lab, args: &[&str]) -> Result<Value> {
     let mut last = "no host is up".to_owned();
-    for h in lab
-        .hosts
-        .iter()
-        .filter(|h| host::daemon(lab, h).is_some_and(|(_, stopped)| !stopped))
+    for h in lab.hosts.iter().filter(|h| host::daemon(lab, h).is_some_and(|(_, stopped)| !stopped))
     {
         match ask(lab, h, args) {
             Ok(value) => return Ok(value),
@@ -129,10 +123,7 @@ fn failed_start(lab: &Lab, h: &HostRecord) -> String {
 /// Makes a ticket at a host that answers.
 pub(super) fn ticket(lab: &Lab, role: &str) -> Result<String> {
     let mut last = "no host is up".to_owned();
-    for h in lab
-        .hosts
-        .iter()
-        .filter(|h| host::daemon(lab, h).is_some_and(|(_, stopped)| !stopped))
+    for h in lab.hosts.iter().filter(|h| host::daemon(lab, h).is_some_and(|(_, stopped)| !stopped))
     {
         match host::exec(lab, h, &["skein", "ticket", "create", "--role", role, "-q"]) {
             Ok(text) => return Ok(text.trim().to_owned()),
@@ -148,12 +139,7 @@ pub(super) fn members(lab: &Lab, progress: &mut Progress) -> Result<()> {
     if is_member(lab, first) {
         start_daemon(lab, first)?;
     } else if host::daemon(lab, first).is_none() {
-        host::detach(
-            lab,
-            first,
-            &format!("skein init --name {} --foreground", first.name),
-            LOG,
-        )?;
+        host::detach(lab, first, &format!("skein init --name {} --foreground", first.name), LOG)?;
     }
     wait(progress, MEMBERS_MAX, || {
         ask(lab, first, &["status"]).map_err(|_| failed_start(lab, first))
@@ -173,61 +159,31 @@ pub(super) fn members(lab: &Lab, progress: &mut Progress) -> Result<()> {
         }
     }
     for h in &lab.hosts {
-        wait(progress, MEMBERS_MAX, || {
-            ask(lab, h, &["status"]).map_err(|_| failed_start(lab, h))
-        })?;
+        wait(progress, MEMBERS_MAX, || ask(lab, h, &["status"]).map_err(|_| failed_start(lab, h)))?;
     }
-    let servers: Vec<&str> = lab.hosts[..lab.servers]
-        .iter()
-        .map(|h| h.name.as_str())
-        .collect();
+    let servers: Vec<&str> = lab.hosts[..lab.servers].iter().map(|h| h.name.as_str()).collect();
     wait(progress, MEMBERS_MAX, || {
         let status = ask_any(lab, &["status"])?;
-        let votes = |name: &str| {
-            status["voters"]
-                .as_array()
-                .is_some_and(|v| v.iter().any(|x| x == name))
-        };
+        let votes =
+            |name: &str| status["voters"].as_array().is_some_and(|v| v.iter().any(|x| x == name));
         let wanted = voters(lab.hosts.len());
         let missing: Vec<&&str> = servers.iter().take(wanted).filter(|s| !votes(s)).collect();
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("{missing:?} to vote"))
-        }
+        if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} to vote")) }
     })
 }
 
 /// How many voters a fleet of this size has: the largest odd number, at most five.
 fn voters(nodes: usize) -> usize {
-    (if nodes.is_multiple_of(2) {
-        nodes.saturating_sub(1)
-    } else {
-        nodes
-    })
-    .clamp(1, 5)
+    (if nodes.is_multiple_of(2) { nodes.saturating_sub(1) } else { nodes }).clamp(1, 5)
 }
 
 /// Makes the cluster and waits until every member is ready.
 pub(super) fn cluster(lab: &Lab, progress: &mut Progress) -> Result<()> {
-    let names = |hosts: &[HostRecord]| {
-        hosts
-            .iter()
-            .map(|h| h.name.as_str())
-            .collect::<Vec<_>>()
-            .join(",")
-    };
+    let names =
+        |hosts: &[HostRecord]| hosts.iter().map(|h| h.name.as_str()).collect::<Vec<_>>().join(",");
     let servers = names(&lab.hosts[..lab.servers]);
     let workers = names(&lab.hosts[lab.servers..]);
-    let mut args = vec![
-        "skein",
-        "cluster",
-        "create",
-        "lab",
-        "--no-wait",
-        "--servers",
-        &servers,
-    ];
+    let mut args = vec!["skein", "cluster", "create", "lab", "--no-wait", "--servers", &servers];
     if !workers.is_empty() {
         args.extend(["--workers", &workers]);
     }

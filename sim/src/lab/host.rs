@@ -21,11 +21,7 @@ pub(super) fn lay(lab: &Lab, h: &HostRecord) -> Result<()> {
     for sub in ["etc", "sysctl", "bin", "disk/etc/skein"] {
         make_dir(&dir.join(sub))?;
     }
-    let hosts = format!(
-        "127.0.0.1 localhost\n::1 localhost\n{} {}\n",
-        lab.address(h),
-        h.name
-    );
+    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{} {}\n", lab.address(h), h.name);
     write(&dir.join("etc/hosts"), hosts)?;
     write(&dir.join("etc/hostname"), format!("{}\n", h.name))?;
     write(&dir.join("etc/resolv.conf"), "")?;
@@ -34,11 +30,7 @@ pub(super) fn lay(lab: &Lab, h: &HostRecord) -> Result<()> {
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
         write(&id, uuid.replace('-', ""))?;
     }
-    for (name, value) in [
-        ("overcommit_memory", "1"),
-        ("panic", "10"),
-        ("panic_on_oops", "1"),
-    ] {
+    for (name, value) in [("overcommit_memory", "1"), ("panic", "10"), ("panic_on_oops", "1")] {
         write(&dir.join("sysctl").join(name), value)?;
     }
     for (name, to) in [("skein", &lab.skein), ("k3s", &lab.k3s_binary)] {
@@ -51,19 +43,12 @@ pub(super) fn lay(lab: &Lab, h: &HostRecord) -> Result<()> {
         &kubectl,
         "#!/bin/sh\nfor file in \"$KUBECONFIG\" \"$HOME/.kube/config\" /etc/rancher/k3s/k3s.yaml; do\n\t[ -n \"$file\" ] && [ -e \"$file\" ] && export KUBECONFIG=\"$file\" && break\ndone\nexec k3s kubectl \"$@\"\n",
     )?;
-    let _ = fs::set_permissions(
-        &kubectl,
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    );
+    let _ = fs::set_permissions(&kubectl, std::os::unix::fs::PermissionsExt::from_mode(0o755));
     super::runtime::lay(lab, &dir.join("disk"))
 }
 
 fn pid(dir: &Path) -> Option<Pid> {
-    let pid: i32 = fs::read_to_string(dir.join("pid"))
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
+    let pid: i32 = fs::read_to_string(dir.join("pid")).ok()?.trim().parse().ok()?;
     let ns = fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?;
     let known = fs::read_to_string(dir.join("pidns")).ok()?;
     // The number alone may belong to somebody else by now.
@@ -85,10 +70,8 @@ pub(super) fn boot(lab: &Lab, h: &HostRecord) -> Result<()> {
     wire::make(lab)?;
     wire::plug(lab, h)?;
     let groups: Vec<PathBuf> = cgroup::make(&lab.cgroup(h));
-    let enter: String = groups
-        .iter()
-        .map(|g| format!("echo $$ >{}/cgroup.procs; ", g.display()))
-        .collect();
+    let enter: String =
+        groups.iter().map(|g| format!("echo $$ >{}/cgroup.procs; ", g.display())).collect();
     let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
     let script = format!(
         "{enter}exec nsenter --net=/run/netns/{} unshare --mount --uts --ipc --pid --cgroup --fork --kill-child \
@@ -124,10 +107,7 @@ pub(super) fn boot(lab: &Lab, h: &HostRecord) -> Result<()> {
 fn remember(dir: &Path, outer: u32) -> Result<()> {
     let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"));
     let children = children.map_err(|e| format!("the host's process 1: {e}"))?;
-    let pid = children
-        .split_whitespace()
-        .next()
-        .ok_or("the host's process 1 is gone")?;
+    let pid = children.split_whitespace().next().ok_or("the host's process 1 is gone")?;
     let ns =
         fs::read_link(format!("/proc/{pid}/ns/pid")).map_err(|e| format!("process {pid}: {e}"))?;
     write(&dir.join("pid"), pid)?;
@@ -136,12 +116,8 @@ fn remember(dir: &Path, outer: u32) -> Result<()> {
 
 /// Prepares a program to run in a host.
 pub(super) fn command(lab: &Lab, h: &HostRecord, args: &[&str]) -> Result<Command> {
-    let pid = running(lab, h).ok_or_else(|| {
-        format!(
-            "host {} is down; boot it with: ./lab start {}",
-            h.name, h.name
-        )
-    })?;
+    let pid = running(lab, h)
+        .ok_or_else(|| format!("host {} is down; boot it with: ./lab start {}", h.name, h.name))?;
     let mut command = Command::new("nsenter");
     command
         .args([
@@ -171,11 +147,7 @@ pub(super) fn exec(lab: &Lab, h: &HostRecord, args: &[&str]) -> Result<String> {
         return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
     }
     let words = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-    Err(format!(
-        "{} in {}: {words}",
-        args.first().unwrap_or(&""),
-        h.name
-    ))
+    Err(format!("{} in {}: {words}", args.first().unwrap_or(&""), h.name))
 }
 
 /// Becomes a program in a host; returns only by failure.
@@ -194,12 +166,7 @@ pub(super) fn detach(lab: &Lab, h: &HostRecord, line: &str, log: &str) -> Result
     // Entered before the daemon is born, so that its control group is the host's.
     let groups: String = cgroup::hierarchies()
         .iter()
-        .map(|g| {
-            format!(
-                "echo $$ >{}/cgroup.procs; ",
-                g.join(lab.cgroup(h)).display()
-            )
-        })
+        .map(|g| format!("echo $$ >{}/cgroup.procs; ", g.join(lab.cgroup(h)).display()))
         .collect();
     let pid = running(lab, h).ok_or_else(|| format!("host {} is down", h.name))?;
     let inner = format!("setsid {line} >>{log} 2>&1 </dev/null &");
@@ -259,9 +226,7 @@ pub(super) fn daemon(lab: &Lab, h: &HostRecord) -> Option<(Pid, bool)> {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let args: Vec<&[u8]> = line.split(|b| *b == 0).collect();
         let daemon = args.first().is_some_and(|a| a.ends_with(b"skein"))
-            && args
-                .get(1)
-                .is_some_and(|a| [&b"daemon"[..], b"init", b"join"].contains(a));
+            && args.get(1).is_some_and(|a| [&b"daemon"[..], b"init", b"join"].contains(a));
         if !daemon || fs::read_link(entry.path().join("ns/pid")).ok().as_ref() != Some(&ns) {
             continue;
         }

@@ -27,11 +27,7 @@ pub(super) const PRIVATE: [&str; 10] = [
 pub(super) const ETC: [&str; 4] = ["hosts", "hostname", "machine-id", "resolv.conf"];
 
 /// Settings of the whole machine that kubelet writes: plain files in a host.
-const SYSCTLS: [&str; 3] = [
-    "vm/overcommit_memory",
-    "kernel/panic",
-    "kernel/panic_on_oops",
-];
+const SYSCTLS: [&str; 3] = ["vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops"];
 
 fn bind(from: &Path, to: &Path) -> Result<()> {
     mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
@@ -66,11 +62,8 @@ pub fn run(dir: &Path) -> std::result::Result<u8, String> {
         for path in &hierarchies {
             let _ = fs::create_dir_all(path);
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let options = if name == "systemd" {
-                "none,name=systemd".to_owned()
-            } else {
-                name.into_owned()
-            };
+            let options =
+                if name == "systemd" { "none,name=systemd".to_owned() } else { name.into_owned() };
             mount(
                 Some("cgroup"),
                 path.as_path(),
@@ -102,10 +95,7 @@ pub fn run(dir: &Path) -> std::result::Result<u8, String> {
     }
     for name in SYSCTLS {
         let file = name.rsplit('/').next().unwrap_or(name);
-        bind(
-            &dir.join("sysctl").join(file),
-            &Path::new("/proc/sys").join(name),
-        )?;
+        bind(&dir.join("sysctl").join(file), &Path::new("/proc/sys").join(name))?;
     }
     links(dir);
     let name = fs::read_to_string(dir.join("etc/hostname")).unwrap_or_default();
@@ -123,11 +113,7 @@ pub fn run(dir: &Path) -> std::result::Result<u8, String> {
 
 /// Puts the lab's programs on the host's PATH.
 fn links(dir: &Path) {
-    for entry in fs::read_dir(dir.join("bin"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in fs::read_dir(dir.join("bin")).into_iter().flatten().flatten() {
         let to = fs::read_link(entry.path()).unwrap_or_else(|_| entry.path());
         let _ =
             std::os::unix::fs::symlink(to, Path::new("/run/skein-lab/bin").join(entry.file_name()));

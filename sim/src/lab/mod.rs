@@ -36,10 +36,7 @@ type Result<T> = std::result::Result<T, String>;
 
 /// Runs a program to its end; its own words are in the error.
 fn sh(program: &str, args: &[&str]) -> Result<String> {
-    let out = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .output();
+    let out = Command::new(program).args(args).stdin(Stdio::null()).output();
     let out = out.map_err(|e| format!("{program}: {e}"))?;
     if out.status.success() {
         return Ok(String::from_utf8_lossy(&out.stdout).into_owned());

@@ -34,9 +34,8 @@ fn source_hash() -> Result<String> {
         .flatten();
     for entry in listed {
         let path = entry.path();
-        let named = path
-            .extension()
-            .is_some_and(|x| x == "go" || x == "mod" || x == "sum" || x == "sh");
+        let named =
+            path.extension().is_some_and(|x| x == "go" || x == "mod" || x == "sum" || x == "sh");
         if named {
             files.push(path);
         }
@@ -55,9 +54,7 @@ fn built() -> Result<PathBuf> {
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|d| d.join(program))
-        .find(|p| p.is_file())
+    std::env::split_paths(&path).map(|d| d.join(program)).find(|p| p.is_file())
 }
 
 /// What was chosen: its name for people, and the binary.
@@ -148,10 +145,8 @@ pub(super) fn missing(k3s: &str) -> Vec<&'static str> {
 
 /// Lays what Skein and K3s read on a host's disk.
 pub(super) fn lay(lab: &Lab, disk: &Path) -> Result<()> {
-    let config = format!(
-        "[k3s]\nbinary = \"{}\"\nmanager = \"process\"\n",
-        lab.k3s_binary.display()
-    );
+    let config =
+        format!("[k3s]\nbinary = \"{}\"\nmanager = \"process\"\n", lab.k3s_binary.display());
     write(&disk.join("etc/skein/skein.toml"), config)?;
     if lab.k3s == "rehearsal" {
         return Ok(());

@@ -27,15 +27,9 @@ fn overlay(lab: &Lab, h: &HostRecord) -> Vec<String> {
     let listed = super::sh("ip", &["-n", &lab.netns(h), "-j", "addr"]).unwrap_or_default();
     let links: Value = serde_json::from_str(&listed).unwrap_or_default();
     let links = links.as_array().into_iter().flatten();
-    let ours = links.filter(|l| {
-        l["ifname"]
-            .as_str()
-            .is_some_and(|n| n.starts_with("wg-sdwan-"))
-    });
+    let ours = links.filter(|l| l["ifname"].as_str().is_some_and(|n| n.starts_with("wg-sdwan-")));
     let addresses = ours.flat_map(|l| l["addr_info"].as_array().into_iter().flatten());
-    addresses
-        .filter_map(|a| a["local"].as_str().map(str::to_owned))
-        .collect()
+    addresses.filter_map(|a| a["local"].as_str().map(str::to_owned)).collect()
 }
 
 /// Returns the lab's status for programs.
@@ -53,12 +47,8 @@ pub(super) fn show(lab: &Lab, as_json: bool) {
     }
     print(format!("lab {}   k3s: {}", lab.name, lab.k3s));
     for h in status["hosts"].as_array().into_iter().flatten() {
-        let overlay: Vec<&str> = h["overlay"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
+        let overlay: Vec<&str> =
+            h["overlay"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         print(format!(
             "  {:<5} {:<7} pid {:<8} {:<14} {:<60} {}",
             h["name"].as_str().unwrap_or_default(),

@@ -57,8 +57,7 @@ pub(super) fn lock(name: &str) -> Result<File> {
     fs::create_dir_all(root()).map_err(|e| format!("{}: {e}", root().display()))?;
     let path = root().join(format!("{name}.lock"));
     let file = File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    file.lock()
-        .map_err(|e| format!("{}: {e}", path.display()))?;
+    file.lock().map_err(|e| format!("{}: {e}", path.display()))?;
     Ok(file)
 }
 
@@ -68,10 +67,7 @@ impl Lab {
         let path = dir(name).join("lab.json");
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| {
-                format!(
-                    "{}: {e}; remove the lab: ./lab down --name {name}",
-                    path.display()
-                )
+                format!("{}: {e}; remove the lab: ./lab down --name {name}", path.display())
             }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(format!("{}: {e}", path.display())),
@@ -120,11 +116,7 @@ impl Lab {
 
     /// Returns a host's IPv6 address on the underlay.
     pub(super) fn address6(&self, h: &HostRecord) -> String {
-        format!(
-            "fd77:{:x}::{:x}",
-            self.net,
-            u16::from(h.index) + 0x100 * u16::from(h.moves)
-        )
+        format!("fd77:{:x}::{:x}", self.net, u16::from(h.index) + 0x100 * u16::from(h.moves))
     }
 
     /// Returns the name of a host's network namespace.

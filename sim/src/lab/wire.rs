@@ -26,30 +26,18 @@ pub(super) fn plug(lab: &Lab, h: &HostRecord) -> Result<()> {
     sh("ip", &["netns", "add", &ns])?;
     sh(
         "ip",
-        &[
-            "-n", &ns, "link", "add", "eth0", "type", "veth", "peer", "name", &port, "netns", &wire,
-        ],
+        &["-n", &ns, "link", "add", "eth0", "type", "veth", "peer", "name", &port, "netns", &wire],
     )?;
-    sh(
-        "ip",
-        &["-n", &wire, "link", "set", &port, "master", "br0", "up"],
-    )?;
+    sh("ip", &["-n", &wire, "link", "set", &port, "master", "br0", "up"])?;
     sh("ip", &["-n", &ns, "link", "set", "lo", "up"])?;
     sh("ip", &["-n", &ns, "link", "set", "eth0", "up"])?;
     let v4 = format!("{}/24", lab.address(h));
     let v6 = format!("{}/64", lab.address6(h));
     sh("ip", &["-n", &ns, "addr", "add", &v4, "dev", "eth0"])?;
-    sh(
-        "ip",
-        &["-n", &ns, "addr", "add", &v6, "dev", "eth0", "nodad"],
-    )?;
+    sh("ip", &["-n", &ns, "addr", "add", &v6, "dev", "eth0", "nodad"])?;
     // It leads nowhere, but a host has one.
     sh("ip", &["-n", &ns, "route", "add", "default", "dev", "eth0"])?;
-    sh(
-        "ip",
-        &["-n", &ns, "-6", "route", "add", "default", "dev", "eth0"],
-    )
-    .map(drop)
+    sh("ip", &["-n", &ns, "-6", "route", "add", "default", "dev", "eth0"]).map(drop)
 }
 
 /// Takes a host's cable and network namespace away.

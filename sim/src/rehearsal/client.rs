@@ -22,25 +22,15 @@ pub(super) fn parse_token(text: &str) -> Token {
     let parsed = text.strip_prefix("K10").and_then(|rest| {
         let (hash, credentials) = rest.split_once("::")?;
         let (user, secret) = credentials.split_once(':')?;
-        Some(Token {
-            hash: Some(hash.into()),
-            user: user.into(),
-            secret: secret.into(),
-        })
+        Some(Token { hash: Some(hash.into()), user: user.into(), secret: secret.into() })
     });
-    parsed.unwrap_or_else(|| Token {
-        hash: None,
-        user: "server".into(),
-        secret: text.into(),
-    })
+    parsed.unwrap_or_else(|| Token { hash: None, user: "server".into(), secret: text.into() })
 }
 
 fn http(ca: Option<&str>) -> Result<reqwest::Client, String> {
     // A second call in one process finds the provider in place.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let builder = reqwest::Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_secs(5));
+    let builder = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5));
     let builder = match ca {
         Some(pem) => {
             let roots =
@@ -67,27 +57,17 @@ impl Peer {
         let token = parse_token(token);
         let get = http(None)?.get(format!("{url}/cacerts")).send().await;
         let ca = get.map_err(|e| format!("failed to get CA certs from {url}: {e}"))?;
-        let ca = ca
-            .text()
-            .await
-            .map_err(|e| format!("failed to get CA certs: {e}"))?;
+        let ca = ca.text().await.map_err(|e| format!("failed to get CA certs: {e}"))?;
         if token.hash.as_ref().is_some_and(|h| *h != token_hash(&ca)) {
             return Err("token CA hash does not match the Cluster CA certificate hash".into());
         }
-        Ok(Self {
-            url: url.into(),
-            http: http(Some(&ca))?,
-            token,
-            ca,
-        })
+        Ok(Self { url: url.into(), http: http(Some(&ca))?, token, ca })
     }
 
     /// Posts JSON to one of the rehearsal's own paths.
     pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value, String> {
         let request = self.http.post(format!("{}{path}", self.url));
-        let request = request
-            .basic_auth(&self.token.user, Some(&self.token.secret))
-            .json(body);
+        let request = request.basic_auth(&self.token.user, Some(&self.token.secret)).json(body);
         let answer = request.send().await.map_err(|e| format!("{path}: {e}"))?;
         if !answer.status().is_success() {
             return Err(format!("{path}: {}", answer.status()));

@@ -26,12 +26,7 @@ pub(super) async fn run(args: &[String]) -> Result<u8, String> {
     };
     let _ = rustls::crypto::ring::default_provider().install_default();
     let wrong = |e: reqwest::Error| e.to_string();
-    let identity = [
-        bytes(&access.certificate)?,
-        b"\n".to_vec(),
-        bytes(&access.key)?,
-    ]
-    .concat();
+    let identity = [bytes(&access.certificate)?, b"\n".to_vec(), bytes(&access.key)?].concat();
     let client = reqwest::Client::builder()
         .no_proxy()
         .timeout(super::SECOND * 5)
@@ -39,11 +34,7 @@ pub(super) async fn run(args: &[String]) -> Result<u8, String> {
         .identity(reqwest::Identity::from_pem(&identity).map_err(wrong)?)
         .build()
         .map_err(wrong)?;
-    let answer = client
-        .get(format!("{}{path}", access.server))
-        .send()
-        .await
-        .map_err(wrong)?;
+    let answer = client.get(format!("{}{path}", access.server)).send().await.map_err(wrong)?;
     let good = answer.status().is_success();
     let text = answer.text().await.map_err(wrong)?;
     if raw || !good {
@@ -51,21 +42,13 @@ pub(super) async fn run(args: &[String]) -> Result<u8, String> {
         return Ok(u8::from(!good));
     }
     let nodes: Value = serde_json::from_str(&text).unwrap_or_default();
-    crate::lab::print(format!(
-        "{:<10} {:<8} {:<16} VERSION",
-        "NAME", "STATUS", "ROLES"
-    ));
+    crate::lab::print(format!("{:<10} {:<8} {:<16} VERSION", "NAME", "STATUS", "ROLES"));
     for n in nodes["items"].as_array().into_iter().flatten() {
         let server = n["metadata"]["labels"]["node-role.kubernetes.io/control-plane"].is_string();
-        let status = if n["spec"]["unschedulable"] == true {
-            "Ready,SchedulingDisabled"
-        } else {
-            "Ready"
-        };
+        let status =
+            if n["spec"]["unschedulable"] == true { "Ready,SchedulingDisabled" } else { "Ready" };
         let name = n["metadata"]["name"].as_str().unwrap_or_default();
-        let version = n["status"]["nodeInfo"]["kubeletVersion"]
-            .as_str()
-            .unwrap_or_default();
+        let version = n["status"]["nodeInfo"]["kubeletVersion"].as_str().unwrap_or_default();
         crate::lab::print(format!(
             "{name:<10} {status:<8} {:<16} {version}",
             if server { "control-plane" } else { "<none>" }

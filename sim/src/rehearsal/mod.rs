@@ -100,19 +100,9 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
 }
 
 fn usage(verb: &str) -> String {
-    let flags: &[&str] = if verb == "server" {
-        &SERVER_FLAGS
-    } else {
-        &AGENT_FLAGS
-    };
-    let lines: Vec<String> = flags
-        .iter()
-        .map(|f| format!("   --{f} value  (rehearsal)"))
-        .collect();
-    format!(
-        "NAME:\n   k3s {verb} - rehearsal\n\nOPTIONS:\n{}",
-        lines.join("\n")
-    )
+    let flags: &[&str] = if verb == "server" { &SERVER_FLAGS } else { &AGENT_FLAGS };
+    let lines: Vec<String> = flags.iter().map(|f| format!("   --{f} value  (rehearsal)")).collect();
+    format!("NAME:\n   k3s {verb} - rehearsal\n\nOPTIONS:\n{}", lines.join("\n"))
 }
 
 /// Says that the service is up, where systemd listens (sd_notify(3)).

@@ -74,21 +74,14 @@ impl Options {
                 }
                 None => (flag, "true".into()),
             };
-            values
-                .entry(key.to_owned())
-                .or_insert_with(Vec::new)
-                .push(value);
+            values.entry(key.to_owned()).or_insert_with(Vec::new).push(value);
         }
         Ok(Self { values, is_server })
     }
 
     /// Returns an option's first value.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
-        self.values
-            .get(key)?
-            .first()
-            .map(String::as_str)
-            .filter(|v| !v.is_empty())
+        self.values.get(key)?.first().map(String::as_str).filter(|v| !v.is_empty())
     }
 
     /// Returns all of an option's values.
@@ -98,19 +91,12 @@ impl Options {
 
     /// Returns K3s' data folder.
     pub(super) fn data_dir(&self) -> PathBuf {
-        self.get("data-dir")
-            .unwrap_or("/var/lib/rancher/k3s")
-            .into()
+        self.get("data-dir").unwrap_or("/var/lib/rancher/k3s").into()
     }
 
     /// Returns the node's name.
     pub(super) fn node_name(&self) -> String {
-        let host = || {
-            nix::unistd::gethostname()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned()
-        };
+        let host = || nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
         self.get("node-name").map_or_else(host, str::to_owned)
     }
 }

@@ -23,16 +23,11 @@ pub(super) struct Authority {
 impl Authority {
     /// Takes the authority at `<dir>/<name>.{crt,key}`, or makes it there.
     pub(super) fn open(dir: &Path, name: &str) -> Result<Self, String> {
-        let (crt, key) = (
-            dir.join(format!("{name}.crt")),
-            dir.join(format!("{name}.key")),
-        );
+        let (crt, key) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
         if !crt.exists() {
             let pair = KeyPair::generate().map_err(wrong)?;
             let mut params = CertificateParams::default();
-            params
-                .distinguished_name
-                .push(DnType::CommonName, format!("rehearsal-{name}"));
+            params.distinguished_name.push(DnType::CommonName, format!("rehearsal-{name}"));
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             let cert = params.self_signed(&pair).map_err(wrong)?;
             write(&crt, &cert.pem())?;
@@ -55,13 +50,9 @@ impl Authority {
         let pair = KeyPair::generate().map_err(wrong)?;
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, group);
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         for san in sans {
             let san = match san.parse() {
                 Ok(ip) => SanType::IpAddress(ip),
@@ -70,10 +61,7 @@ impl Authority {
             params.subject_alt_names.push(san);
         }
         let cert = params.signed_by(&pair, &self.issuer).map_err(wrong)?;
-        Ok((
-            format!("{}{}", cert.pem(), self.cert_pem),
-            pair.serialize_pem(),
-        ))
+        Ok((format!("{}{}", cert.pem(), self.cert_pem), pair.serialize_pem()))
     }
 }
 
@@ -100,9 +88,7 @@ fn p256_pkcs8(sec1: &[u8]) -> Option<Vec<u8>> {
         0x6b, 0x02, 0x01, 0x01, 0x04, 0x20,
     ];
     const PUBLIC: [u8; 5] = [0xa1, 0x44, 0x03, 0x42, 0x00];
-    let private = sec1
-        .strip_prefix(&[0x30, 0x77, 0x02, 0x01, 0x01, 0x04, 0x20])?
-        .get(..32)?;
+    let private = sec1.strip_prefix(&[0x30, 0x77, 0x02, 0x01, 0x01, 0x04, 0x20])?.get(..32)?;
     let public = sec1.get(sec1.len().checked_sub(65)?..)?;
     Some([&HEAD[..], private, &PUBLIC, public].concat())
 }

@@ -75,28 +75,14 @@ pub(super) async fn run(options: &Options) -> Result<(), String> {
     let server_ca = Authority::open(&tls, "server-ca")?;
     let client_ca = Authority::open(&tls, "client-ca")?;
     let (server_secret, agent_secret) = tokens(options, &dir, &server_ca.cert_pem)?;
-    let mut sans: Vec<String> = [
-        "127.0.0.1",
-        "::1",
-        "localhost",
-        "kubernetes",
-        "kubernetes.default.svc",
-    ]
-    .map(str::to_owned)
-    .into();
-    sans.extend(
-        ["tls-san", "node-ip", "advertise-address"]
-            .iter()
-            .flat_map(|k| options.all(k)),
-    );
+    let mut sans: Vec<String> =
+        ["127.0.0.1", "::1", "localhost", "kubernetes", "kubernetes.default.svc"]
+            .map(str::to_owned)
+            .into();
+    sans.extend(["tls-san", "node-ip", "advertise-address"].iter().flat_map(|k| options.all(k)));
     let serving = server_ca.sign("k3s-rehearsal", "k3s", &sans)?;
     let admin = client_ca.sign("system:admin", "system:masters", &[])?;
-    let own = kubeconfig(
-        "https://127.0.0.1:6443",
-        &server_ca.cert_pem,
-        &admin.0,
-        &admin.1,
-    );
+    let own = kubeconfig("https://127.0.0.1:6443", &server_ca.cert_pem, &admin.0, &admin.1);
     write(Path::new("/etc/rancher/k3s/k3s.yaml"), &own)?;
 
     let mut table: Table = std::fs::read(dir.join("server/rehearsal-nodes.json"))
@@ -122,9 +108,7 @@ pub(super) async fn run(options: &Options) -> Result<(), String> {
     });
     shared.save();
     let acceptor = acceptor(&serving, &shared.client_ca.cert_pem)?;
-    let listener = TcpListener::bind("[::]:6443")
-        .await
-        .map_err(|e| format!("port 6443: {e}"))?;
+    let listener = TcpListener::bind("[::]:6443").await.map_err(|e| format!("port 6443: {e}"))?;
     log("server is up");
     notify_ready();
     let me = options.node_name();
@@ -148,20 +132,13 @@ async fn bootstrap(options: &Options, url: &str, tls: &Path) -> Result<Table, St
 
 fn tokens(options: &Options, dir: &Path, ca: &str) -> Result<(String, String), String> {
     let path = dir.join("server/token");
-    let known = std::fs::read_to_string(&path)
-        .ok()
-        .map(|t| parse_token(t.trim()).secret);
+    let known = std::fs::read_to_string(&path).ok().map(|t| parse_token(t.trim()).secret);
     let given = options.get("token").map(|t| parse_token(t).secret);
     let server = known.or(given).unwrap_or_else(secret);
-    let agent = options
-        .get("agent-token")
-        .map_or_else(|| server.clone(), str::to_owned);
+    let agent = options.get("agent-token").map_or_else(|| server.clone(), str::to_owned);
     let hash = token_hash(ca);
     write(&path, &format!("K10{hash}::server:{server}\n"))?;
-    write(
-        &dir.join("server/agent-token"),
-        &format!("K10{hash}::node:{agent}\n"),
-    )?;
+    write(&dir.join("server/agent-token"), &format!("K10{hash}::node:{agent}\n"))?;
     let link = dir.join("server/node-token");
     let _ = std::fs::remove_file(&link);
     std::os::unix::fs::symlink(&path, &link).map_err(|e| e.to_string())?;
@@ -173,9 +150,7 @@ fn acceptor(serving: &(String, String), client_ca: &str) -> Result<TlsAcceptor, 
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = rustls::RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(client_ca.as_bytes()) {
-        roots
-            .add(cert.map_err(|e| wrong(&e))?)
-            .map_err(|e| wrong(&e))?;
+        roots.add(cert.map_err(|e| wrong(&e))?).map_err(|e| wrong(&e))?;
     }
     let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
         Arc::new(roots),
@@ -219,19 +194,11 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router) {
 
 /// Copies the table from the other servers, for ever.
 async fn copy(shared: Arc<Shared>, me: String) {
-    let token = format!(
-        "K10{}::server:{}",
-        token_hash(&shared.ca),
-        shared.server_secret
-    );
+    let token = format!("K10{}::server:{}", token_hash(&shared.ca), shared.server_secret);
     loop {
         let others = shared.table().servers(&me);
         for address in others {
-            let host = if address.contains(':') {
-                format!("[{address}]")
-            } else {
-                address
-            };
+            let host = if address.contains(':') { format!("[{address}]") } else { address };
             let Ok(peer) = Peer::open(&format!("https://{host}:6443"), &token).await else {
                 continue;
             };
@@ -290,15 +257,10 @@ async fn only_certified(
 /// Reads `Authorization: Basic` and compares it with a secret.
 fn has_secret(headers: &HeaderMap, secrets: &[&str]) -> bool {
     use base64::Engine as _;
-    let sent = headers
-        .get("authorization")
-        .and_then(|v| v.to_str().ok()?.strip_prefix("Basic "));
+    let sent = headers.get("authorization").and_then(|v| v.to_str().ok()?.strip_prefix("Basic "));
     let decoded = sent.and_then(|s| base64::engine::general_purpose::STANDARD.decode(s).ok());
-    let text = decoded
-        .and_then(|b| String::from_utf8(b).ok())
-        .unwrap_or_default();
-    text.split_once(':')
-        .is_some_and(|(_, secret)| secrets.contains(&secret))
+    let text = decoded.and_then(|b| String::from_utf8(b).ok()).unwrap_or_default();
+    text.split_once(':').is_some_and(|(_, secret)| secrets.contains(&secret))
 }
 
 async fn register(State(s): App, headers: HeaderMap, Json(r): Json<Registration>) -> Response {
@@ -310,10 +272,7 @@ async fn register(State(s): App, headers: HeaderMap, Json(r): Json<Registration>
         s.table().register(&r, VERSION);
         s.save();
     }
-    match s
-        .client_ca
-        .sign(&format!("system:node:{}", r.name), "system:nodes", &[])
-    {
+    match s.client_ca.sign(&format!("system:node:{}", r.name), "system:nodes", &[]) {
         Ok((cert, key)) => Json(json!({"cert": cert, "key": key})).into_response(),
         Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e).into_response(),
     }
@@ -325,12 +284,7 @@ async fn give_bootstrap(State(s): App, headers: HeaderMap) -> Response {
     }
     let tls = s.dir.join("server/tls");
     let mut files = serde_json::Map::new();
-    for name in [
-        "server-ca.crt",
-        "server-ca.key",
-        "client-ca.crt",
-        "client-ca.key",
-    ] {
+    for name in ["server-ca.crt", "server-ca.key", "client-ca.crt", "client-ca.key"] {
         let text = std::fs::read_to_string(tls.join(name)).unwrap_or_default();
         files.insert(name.into(), text.into());
     }
@@ -356,9 +310,7 @@ async fn list(State(s): App) -> Json<Value> {
 
 async fn node(State(s): App, Segment(name): Segment<String>, request: Request) -> Response {
     let method = request.method().as_str().to_owned();
-    let body = axum::body::to_bytes(request.into_body(), 1 << 20)
-        .await
-        .unwrap_or_default();
+    let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap_or_default();
     let missing = || {
         (
             StatusCode::NOT_FOUND,
@@ -372,10 +324,7 @@ async fn node(State(s): App, Segment(name): Segment<String>, request: Request) -
             let patch: Value = serde_json::from_slice(&body).unwrap_or_default();
             s.table().patch(&name, &patch)
         }
-        "DELETE" => s
-            .table()
-            .delete(&name)
-            .then(|| json!({"kind": "Status", "status": "Success"})),
+        "DELETE" => s.table().delete(&name).then(|| json!({"kind": "Status", "status": "Success"})),
         _ => return StatusCode::METHOD_NOT_ALLOWED.into_response(),
     };
     if method != "GET" {

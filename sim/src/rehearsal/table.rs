@@ -48,27 +48,14 @@ impl Table {
 
     /// Adds a node, or brings it back; pod ranges are dealt in the order of registration.
     pub(super) fn register(&mut self, r: &Registration, version: &str) {
-        let known = self
-            .rows
-            .get(&r.name)
-            .filter(|row| !row.deleted)
-            .map(|row| row.node.clone());
-        let cidrs = known
-            .as_ref()
-            .and_then(|n| n["spec"]["podCIDRs"].as_array().cloned());
+        let known = self.rows.get(&r.name).filter(|row| !row.deleted).map(|row| row.node.clone());
+        let cidrs = known.as_ref().and_then(|n| n["spec"]["podCIDRs"].as_array().cloned());
         let cidrs =
             cidrs.unwrap_or_else(|| self.next_cidrs().into_iter().map(Value::from).collect());
         let role = "node-role.kubernetes.io/control-plane";
-        let labels = if r.server {
-            json!({role: "true"})
-        } else {
-            json!({})
-        };
-        let addresses: Vec<Value> = r
-            .addresses
-            .iter()
-            .map(|a| json!({"type": "InternalIP", "address": a}))
-            .collect();
+        let labels = if r.server { json!({role: "true"}) } else { json!({}) };
+        let addresses: Vec<Value> =
+            r.addresses.iter().map(|a| json!({"type": "InternalIP", "address": a})).collect();
         let mut node = json!({
             "kind": "Node", "apiVersion": "v1",
             "metadata": {"name": r.name, "labels": labels, "annotations": {}},
@@ -89,9 +76,7 @@ impl Table {
     fn next_cidrs(&self) -> Vec<String> {
         let taken = |cidr: &str| {
             self.rows.values().any(|r| {
-                r.node["spec"]["podCIDRs"]
-                    .as_array()
-                    .is_some_and(|c| c.iter().any(|x| x == cidr))
+                r.node["spec"]["podCIDRs"].as_array().is_some_and(|c| c.iter().any(|x| x == cidr))
             })
         };
         let deal = |range: &String, n: u16| -> Option<String> {
@@ -99,26 +84,15 @@ impl Table {
             let len = if net.addr().is_ipv4() { 24 } else { 64 };
             net.subnets(len).ok()?.nth(n.into()).map(|s| s.to_string())
         };
-        let free = (0..250u16).find(|n| {
-            self.cidrs
-                .first()
-                .and_then(|r| deal(r, *n))
-                .is_some_and(|c| !taken(&c))
-        });
+        let free = (0..250u16)
+            .find(|n| self.cidrs.first().and_then(|r| deal(r, *n)).is_some_and(|c| !taken(&c)));
         let n = free.unwrap_or(250);
         self.cidrs.iter().filter_map(|r| deal(r, n)).collect()
     }
 
     fn put(&mut self, name: &str, node: Value, deleted: bool) {
         let version = self.rows.get(name).map_or(1, |r| r.version + 1);
-        self.rows.insert(
-            name.to_owned(),
-            Row {
-                version,
-                deleted,
-                node,
-            },
-        );
+        self.rows.insert(name.to_owned(), Row { version, deleted, node });
     }
 
     /// Returns a node.
@@ -128,11 +102,7 @@ impl Table {
 
     /// Returns all nodes.
     pub(super) fn list(&self) -> Vec<Value> {
-        self.rows
-            .values()
-            .filter(|r| !r.deleted)
-            .map(|r| r.node.clone())
-            .collect()
+        self.rows.values().filter(|r| !r.deleted).map(|r| r.node.clone()).collect()
     }
 
     /// Lays a merge patch (RFC 7396) over a node.
@@ -161,11 +131,7 @@ impl Table {
         });
         servers
             .filter_map(|(_, r)| {
-                Some(
-                    r.node["status"]["addresses"][0]["address"]
-                        .as_str()?
-                        .to_owned(),
-                )
+                Some(r.node["status"]["addresses"][0]["address"].as_str()?.to_owned())
             })
             .collect()
     }
@@ -201,10 +167,7 @@ mod tests {
             server: true,
             addresses: vec!["10.90.0.1".into()],
         };
-        let mut a = Table {
-            cidrs: vec!["10.42.0.0/16".into()],
-            ..Table::default()
-        };
+        let mut a = Table { cidrs: vec!["10.42.0.0/16".into()], ..Table::default() };
         a.register(&of("n1"), "v");
         a.register(&of("n2"), "v");
         let mut b = Table::default();

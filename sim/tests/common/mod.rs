@@ -1,10 +1,6 @@
 //! Labs for tests: made by the very verbs that people use, one at a time, and always removed.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test binary uses its part of it"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of it")]
 
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -18,38 +14,28 @@ const SIM: &str = env!("CARGO_BIN_EXE_skein-sim");
 /// Two labs on one small machine would disturb each other's timing.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "tests of the whole run in real time"
-)]
+#[expect(clippy::disallowed_methods, reason = "tests of the whole run in real time")]
 pub fn now() -> Instant {
     Instant::now()
 }
 
 /// Says that a test was skipped and why; where everything is required, that is a failure.
 pub fn skip(why: &str) {
-    assert!(
-        std::env::var_os("SKEIN_REQUIRE_ALL").is_none(),
-        "cannot run, and must: {why}"
-    );
+    assert!(std::env::var_os("SKEIN_REQUIRE_ALL").is_none(), "cannot run, and must: {why}");
     println!("SKIPPED: {why}");
 }
 
 /// Returns why no lab can be had here.
 pub fn obstacle() -> Option<&'static str> {
-    let root = Command::new("id")
-        .arg("-u")
-        .output()
-        .is_ok_and(|o| o.stdout == b"0\n");
+    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
     if !root {
         return Some("making hosts takes root");
     }
     if !Path::new("/dev/net/tun").exists() {
         return Some("there is no /dev/net/tun");
     }
-    let namespaces = Command::new("unshare")
-        .args(["--net", "--mount", "--pid", "--fork", "true"])
-        .status();
+    let namespaces =
+        Command::new("unshare").args(["--net", "--mount", "--pid", "--fork", "true"]).status();
     (!namespaces.is_ok_and(|s| s.success())).then_some("namespaces cannot be made here")
 }
 
@@ -75,24 +61,13 @@ impl Probe {
     pub fn end(self) -> Gap {
         let out = self.0.wait_with_output().unwrap();
         let value: Value = serde_json::from_slice(&out.stdout).expect("the probe prints JSON");
-        let number = |key: &str| {
-            value[key]
-                .as_u64()
-                .unwrap_or_else(|| panic!("{key} in {value}"))
-        };
-        Gap {
-            longest: Duration::from_millis(number("gap_ms")),
-            tried: number("tried"),
-        }
+        let number = |key: &str| value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"));
+        Gap { longest: Duration::from_millis(number("gap_ms")), tried: number("tried") }
     }
 }
 
 fn text(out: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
 /// Looks until there is something to see, or fails with what is missing.
@@ -122,11 +97,7 @@ impl Lab {
         }
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         println!("--- {name}");
-        let lab = Self {
-            name: format!("t-{name}"),
-            down: false,
-            _turn: turn,
-        };
+        let lab = Self { name: format!("t-{name}"), down: false, _turn: turn };
         lab.verb(&["down"]);
         Some(lab)
     }
@@ -150,10 +121,7 @@ impl Lab {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(SIM);
-        command
-            .args(["lab", "--name", &self.name])
-            .args(args)
-            .stdin(Stdio::null());
+        command.args(["lab", "--name", &self.name]).args(args).stdin(Stdio::null());
         command
     }
 
@@ -165,12 +133,7 @@ impl Lab {
     /// Runs a verb that must succeed; returns what it printed.
     pub fn must(&self, args: &[&str]) -> String {
         let out = self.verb(args);
-        assert!(
-            out.status.success(),
-            "lab {} failed: {}",
-            args.join(" "),
-            text(&out)
-        );
+        assert!(out.status.success(), "lab {} failed: {}", args.join(" "), text(&out));
         String::from_utf8(out.stdout).unwrap()
     }
 
@@ -184,12 +147,7 @@ impl Lab {
     /// Runs a command in a host that must succeed; returns what it printed.
     pub fn run(&self, host: &str, command: &[&str]) -> String {
         let out = self.exec(host, command);
-        assert!(
-            out.status.success(),
-            "{} in {host} failed: {}",
-            command.join(" "),
-            text(&out)
-        );
+        assert!(out.status.success(), "{} in {host} failed: {}", command.join(" "), text(&out));
         String::from_utf8(out.stdout).unwrap()
     }
 
@@ -209,10 +167,7 @@ impl Lab {
     pub fn hosts(&self) -> Vec<String> {
         let status: Value = serde_json::from_str(&self.must(&["status", "-o", "json"])).unwrap();
         let hosts = status["hosts"].as_array().expect("hosts are listed");
-        hosts
-            .iter()
-            .map(|h| h["name"].as_str().unwrap().to_owned())
-            .collect()
+        hosts.iter().map(|h| h["name"].as_str().unwrap().to_owned()).collect()
     }
 
     /// One host's line of `lab status`.
@@ -244,43 +199,28 @@ impl Lab {
     /// The VIP's address of one family.
     pub fn vip_address(&self, host: &str, v6: bool) -> String {
         let vip = self.vip(host).unwrap();
-        let mut addresses = vip["addresses"]
-            .as_array()
-            .expect("addresses")
-            .iter()
-            .filter_map(Value::as_str);
-        let address = addresses
-            .find(|a| a.contains(':') == v6)
-            .expect("the family is there");
+        let mut addresses =
+            vip["addresses"].as_array().expect("addresses").iter().filter_map(Value::as_str);
+        let address = addresses.find(|a| a.contains(':') == v6).expect("the family is there");
         address.split('/').next().unwrap().to_owned()
     }
 
     pub fn leader(&self, host: &str) -> String {
-        self.ask(host, &["status"]).unwrap()["leader"]
-            .as_str()
-            .unwrap()
-            .to_owned()
+        self.ask(host, &["status"]).unwrap()["leader"].as_str().unwrap().to_owned()
     }
 
     /// Probes the VIP's API port from a host for some seconds.
     pub fn probe(&self, host: &str, v6: bool, seconds: u32) -> Probe {
         let vip = self.vip_address(host, v6);
-        let target = if v6 {
-            format!("[{vip}]:6443")
-        } else {
-            format!("{vip}:6443")
-        };
+        let target = if v6 { format!("[{vip}]:6443") } else { format!("{vip}:6443") };
+        self.probe_address(host, &target, seconds)
+    }
+
+    /// Probes any address from a host for some seconds.
+    pub fn probe_address(&self, host: &str, target: &str, seconds: u32) -> Probe {
         let seconds = seconds.to_string();
-        let mut command = self.command(&[
-            "exec",
-            host,
-            "--",
-            SIM,
-            "probe",
-            &target,
-            "--seconds",
-            &seconds,
-        ]);
+        let mut command =
+            self.command(&["exec", host, "--", SIM, "probe", &target, "--seconds", &seconds]);
         let child = command.stdout(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(500));
         Probe(child)
@@ -299,13 +239,10 @@ impl Lab {
             let cluster = self.ask(host, &["cluster", "show", "lab"])?;
             let list = |key: &str| cluster[key].as_array().cloned().unwrap_or_default();
             let members = [list("servers"), list("workers")].concat();
-            let fine =
-                cluster["status"] == "active" && members.iter().all(|m| m["status"] == "ready");
-            if fine {
-                Ok(())
-            } else {
-                Err(cluster.to_string())
-            }
+            let calm = cluster["waiting_for"].as_array().is_some_and(Vec::is_empty);
+            let ready = members.iter().all(|m| m["status"] == "ready");
+            let fine = calm && ready && cluster["status"] == "active";
+            if fine { Ok(()) } else { Err(cluster.to_string()) }
         });
     }
 
@@ -313,9 +250,7 @@ impl Lab {
     pub fn bearers(&self, vip: &str) -> Vec<String> {
         let bears = |host: &String| {
             let out = self.exec(host, &["ip", "-o", "addr"]);
-            String::from_utf8_lossy(&out.stdout)
-                .split([' ', '/'])
-                .any(|word| word == vip)
+            String::from_utf8_lossy(&out.stdout).split([' ', '/']).any(|word| word == vip)
         };
         self.hosts().into_iter().filter(bears).collect()
     }
@@ -360,29 +295,17 @@ impl Lab {
         };
         listed("namespace", "/run/netns");
         listed("control group", "/sys/fs/cgroup");
-        for entry in std::fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for entry in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             listed("control group", &entry.path().to_string_lossy());
         }
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
         let state = format!("skein-lab/{}/", self.name);
-        left.extend(
-            mounts
-                .lines()
-                .filter(|l| l.contains(&state))
-                .map(|l| format!("mount {l}")),
-        );
+        left.extend(mounts.lines().filter(|l| l.contains(&state)).map(|l| format!("mount {l}")));
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             if line.contains(&state) || line.contains(&format!("{mark}-")) {
-                left.push(format!(
-                    "process {} {line}",
-                    entry.file_name().to_string_lossy()
-                ));
+                left.push(format!("process {} {line}", entry.file_name().to_string_lossy()));
             }
         }
         left
@@ -409,9 +332,7 @@ impl Lab {
             let log = std::fs::read_to_string(&path).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             println!("=== {} ({})", host["name"], path.display());
-            lines[lines.len().saturating_sub(40)..]
-                .iter()
-                .for_each(|line| println!("{line}"));
+            lines[lines.len().saturating_sub(40)..].iter().for_each(|line| println!("{line}"));
         }
     }
 }

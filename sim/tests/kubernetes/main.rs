@@ -36,14 +36,8 @@ fn json(lab: &Lab, args: &[&str]) -> Result<Value, String> {
 fn images() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("labk3s/mkimage.sh");
-    let made = Command::new(script)
-        .arg(dir.path().join("busybox.tar"))
-        .status()
-        .unwrap();
-    assert!(
-        made.success(),
-        "mkimage.sh makes the image of the test pods"
-    );
+    let made = Command::new(script).arg(dir.path().join("busybox.tar")).status().unwrap();
+    assert!(made.success(), "mkimage.sh makes the image of the test pods");
     dir
 }
 
@@ -61,14 +55,7 @@ fn a_cluster_through_its_life() {
         return;
     };
     let config = lab.run("n4", &["skein", "kubeconfig", "lab"]);
-    lab.run(
-        "n4",
-        &[
-            "sh",
-            "-c",
-            &format!("umask 077; cat >{CONFIG} <<'E'\n{config}\nE"),
-        ],
-    );
+    lab.run("n4", &["sh", "-c", &format!("umask 077; cat >{CONFIG} <<'E'\n{config}\nE")]);
     every_node_is_ready(&lab);
     pods_reach_each_other(&lab);
     a_daemon_dies_alone(&lab);
@@ -84,17 +71,11 @@ fn every_node_is_ready(lab: &Lab) {
         let items = nodes["items"].as_array().ok_or("no items")?;
         let ready = |node: &&Value| {
             let conditions = node["status"]["conditions"].as_array();
-            conditions.is_some_and(|c| {
-                c.iter()
-                    .any(|c| c["type"] == "Ready" && c["status"] == "True")
-            })
+            conditions
+                .is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
         };
         let count = items.iter().filter(ready).count();
-        if count == 4 {
-            Ok(())
-        } else {
-            Err(format!("{count} of 4 are Ready"))
-        }
+        if count == 4 { Ok(()) } else { Err(format!("{count} of 4 are Ready")) }
     });
 }
 
@@ -108,39 +89,18 @@ fn pod(node: &str) -> String {
 
 fn pods_reach_each_other(lab: &Lab) {
     let hosts = lab.hosts();
-    let _ = kubectl(
-        lab,
-        &[
-            "delete",
-            "pod",
-            "-l",
-            "app=talk",
-            "--force",
-            "--ignore-not-found",
-        ],
-    );
+    let _ = kubectl(lab, &["delete", "pod", "-l", "app=talk", "--force", "--ignore-not-found"]);
     let manifest: String = hosts.iter().map(|h| pod(h)).collect();
-    lab.run(
-        "n4",
-        &[
-            "sh",
-            "-c",
-            &format!("cat >/run/pods.yaml <<'E'\n{manifest}E"),
-        ],
-    );
-    wait_for("pods are taken", 60, || {
-        kubectl(lab, &["apply", "-f", "/run/pods.yaml"])
-    });
+    lab.run("n4", &["sh", "-c", &format!("cat >/run/pods.yaml <<'E'\n{manifest}E")]);
+    wait_for("pods are taken", 60, || kubectl(lab, &["apply", "-f", "/run/pods.yaml"]));
     let pods = wait_for("a pod on each node is up", 120, || {
         let pods = json(lab, &["get", "pods", "-l", "app=talk"])?;
         let items = pods["items"].as_array().cloned().unwrap_or_default();
         let running = |p: &Value| {
             let ready = p["status"]["containerStatuses"][0]["ready"] == true;
             let name = p["metadata"]["name"].as_str()?.to_owned();
-            let addresses = p["status"]["podIPs"]
-                .as_array()?
-                .iter()
-                .filter_map(|a| a["ip"].as_str());
+            let addresses =
+                p["status"]["podIPs"].as_array()?.iter().filter_map(|a| a["ip"].as_str());
             ready.then(|| (name, addresses.map(str::to_owned).collect::<Vec<_>>()))
         };
         let up: Vec<(String, Vec<String>)> = items.iter().filter_map(running).collect();
@@ -154,10 +114,7 @@ fn pods_reach_each_other(lab: &Lab) {
         for (to, addresses) in pods.iter().filter(|(to, _)| to != from) {
             for address in addresses {
                 wait_for(&format!("{from} pings {to} at {address}"), 30, || {
-                    kubectl(
-                        lab,
-                        &["exec", from, "--", "ping", "-c", "1", "-W", "2", address],
-                    )
+                    kubectl(lab, &["exec", from, "--", "ping", "-c", "1", "-W", "2", address])
                 });
             }
         }
@@ -165,7 +122,7 @@ fn pods_reach_each_other(lab: &Lab) {
 }
 
 fn k3s_pids(lab: &Lab, host: &str) -> String {
-    lab.run(host, &["sh", "-c", "pgrep -o -f 'k3s server'"])
+    lab.run(host, &["sh", "-c", "pgrep -o -f '[k]3s server'"])
 }
 
 fn a_daemon_dies_alone(lab: &Lab) {
@@ -186,9 +143,7 @@ fn a_drain_is_not_noticed(lab: &Lab) {
     let probe = lab.probe("n4", true, 20);
     lab.must(&["drain", &old]);
     lab.moved_from("n4", &old, 5);
-    wait_for("kubectl works after the drain", 20, || {
-        kubectl(lab, &["get", "nodes"])
-    });
+    wait_for("kubectl works after the drain", 20, || kubectl(lab, &["get", "nodes"]));
     let gap = probe.end();
     println!("    drain: {gap:?}");
     assert!(gap.longest < Duration::from_secs(1), "{gap:?}");
@@ -198,11 +153,7 @@ fn a_drain_is_not_noticed(lab: &Lab) {
     lab.settled("n4", 60);
     wait_for("it takes pods again", 30, || {
         let node = json(lab, &["get", "node", &old])?;
-        if node["spec"]["unschedulable"] == true {
-            Err("still cordoned".into())
-        } else {
-            Ok(())
-        }
+        if node["spec"]["unschedulable"] == true { Err("still cordoned".into()) } else { Ok(()) }
     });
 }
 
@@ -216,16 +167,12 @@ fn nothing_acknowledged_is_lost(lab: &Lab) {
     let old = lab.holder("n4");
     lab.must(&["kill", &old]);
     lab.moved_from("n4", &old, 15);
-    wait_for("kubectl works after the loss", 60, || {
-        kubectl(lab, &["get", "nodes"])
-    });
+    wait_for("kubectl works after the loss", 60, || kubectl(lab, &["get", "nodes"]));
     let written = String::from_utf8(writer.wait_with_output().unwrap().stdout).unwrap();
     let written: BTreeSet<&str> = written.lines().collect();
     println!("    {} writes were acknowledged", written.len());
     assert!(written.len() > 10, "{written:?}");
-    let kept = wait_for("the writes are read", 30, || {
-        json(lab, &["get", "configmaps"])
-    });
+    let kept = wait_for("the writes are read", 30, || json(lab, &["get", "configmaps"]));
     let kept: BTreeSet<&str> = kept["items"]
         .as_array()
         .unwrap()

@@ -15,34 +15,16 @@ fn create_and_join() {
     lab.settled("n4", 20);
     let status = lab.ask("n4", &["status"]).unwrap();
     assert_eq!(status["schema"], 1);
-    assert_eq!(
-        status["voters"].as_array().map(Vec::len),
-        Some(3),
-        "{status}"
-    );
+    assert_eq!(status["voters"].as_array().map(Vec::len), Some(3), "{status}");
     let cluster = lab.ask("n4", &["cluster", "show", "lab"]).unwrap();
-    assert_eq!(
-        cluster["servers"].as_array().map(Vec::len),
-        Some(3),
-        "{cluster}"
-    );
-    assert_eq!(
-        cluster["workers"].as_array().map(Vec::len),
-        Some(1),
-        "{cluster}"
-    );
-    assert!(
-        cluster.to_string().contains("rehearsal"),
-        "it says what it is: {cluster}"
-    );
+    assert_eq!(cluster["servers"].as_array().map(Vec::len), Some(3), "{cluster}");
+    assert_eq!(cluster["workers"].as_array().map(Vec::len), Some(1), "{cluster}");
+    assert!(cluster.to_string().contains("rehearsal"), "it says what it is: {cluster}");
     lab.one_bearer("n1");
     for host in lab.hosts() {
         for v6 in [true, false] {
             let gap = lab.probe(&host, v6, 1).end();
-            assert!(
-                gap.longest < Duration::from_millis(900),
-                "{host} reaches the VIP: {gap:?}"
-            );
+            assert!(gap.longest < Duration::from_millis(900), "{host} reaches the VIP: {gap:?}");
         }
     }
     let kubeconfig = lab.run("n4", &["skein", "kubeconfig", "lab"]);
@@ -78,7 +60,22 @@ fn events_come_in_the_order_of_things() {
             .position(|k| k == kind)
             .unwrap_or_else(|| panic!("{kind} is not among {kinds:?}"))
     };
-    assert!(place("virtual_ip.allocated") > 0);
+    let story = [
+        "system.k3s.module.assigned",
+        "system.k3s.handshake.bootstrap",
+        "system.sdwan.virtual_ip.allocated",
+        "system.k3s.cluster.bootstrapped",
+        "system.k3s.handshake.ready",
+        "system.k3s.handshake.join_request",
+        "system.k3s.handshake.join_token_issued",
+    ];
+    let places = story.map(place);
+    assert!(places.is_sorted(), "{kinds:?}");
+    let some = lab.run("n2", &["skein", "events", "-o", "json", "--prefix", "system.sdwan."]);
+    assert!(
+        !some.is_empty() && some.lines().all(|line| line.contains("\"system.sdwan.")),
+        "{some}"
+    );
     lab.down();
 }
 
@@ -123,10 +120,7 @@ fn all_hosts_come_back_after_a_power_cut() {
     lab.settled("n4", 90);
     lab.one_bearer("n4");
     let moved = lab.generation("n4") - generation;
-    assert!(
-        moved == 0 && lab.holder("n4") == holder || moved > 0,
-        "a generation has one holder"
-    );
+    assert!(moved == 0 && lab.holder("n4") == holder || moved > 0, "a generation has one holder");
     lab.down();
 }
 
@@ -137,14 +131,7 @@ fn a_wiped_host_takes_its_own_place_again() {
         return;
     };
     let uuid = |lab: &Lab| {
-        lab.run(
-            "n1",
-            &[
-                "sh",
-                "-c",
-                "skein node show n3 -o json | grep -o '\"uuid\": *\"[^\"]*\"'",
-            ],
-        )
+        lab.run("n1", &["sh", "-c", "skein node show n3 -o json | grep -o '\"uuid\": *\"[^\"]*\"'"])
     };
     let before = uuid(&lab);
     lab.must(&["wipe", "n3"]);
@@ -157,18 +144,10 @@ fn a_wiped_host_takes_its_own_place_again() {
         let votes = status["voters"]
             .as_array()
             .is_some_and(|v| v.len() == 3 && v.iter().any(|x| x == "n3"));
-        if votes {
-            Ok(())
-        } else {
-            Err(status.to_string())
-        }
+        if votes { Ok(()) } else { Err(status.to_string()) }
     });
     let nodes = lab.ask("n1", &["status"]).unwrap();
-    assert_eq!(
-        nodes["nodes"].as_array().map(Vec::len),
-        Some(4),
-        "the old one is retired: {nodes}"
-    );
+    assert_eq!(nodes["nodes"].as_array().map(Vec::len), Some(4), "the old one is retired: {nodes}");
     lab.down();
 }
 
@@ -183,7 +162,7 @@ fn a_ticket_is_good_for_one_machine() {
     lab.must(&["start", "n2"]);
     let join = |name: &str| {
         let script = format!(
-            "timeout 10 skein join {} --name {name} --foreground --state-dir /run/{name} --config /nonexistent",
+            "timeout 10 skein join {} --name {name} --foreground --state-dir /run/{name} --config /dev/null",
             ticket.trim()
         );
         lab.exec("n2", &["sh", "-c", &script])
@@ -192,10 +171,7 @@ fn a_ticket_is_good_for_one_machine() {
     let again = join("another");
     assert!(!again.status.success());
     let words = String::from_utf8_lossy(&again.stderr).to_lowercase();
-    assert!(
-        words.contains("ticket") && words.contains("used"),
-        "{words}"
-    );
+    assert!(words.contains("ticket") && words.contains("used"), "{words}");
     lab.down();
 }
 
@@ -206,20 +182,9 @@ fn nothing_is_left_when_up_is_killed() {
         let Some(lab) = Lab::reserve("killed") else {
             return;
         };
-        let mut command = lab.command(&[
-            "up",
-            "--servers",
-            "3",
-            "--workers",
-            "1",
-            "--k3s",
-            "rehearsal",
-        ]);
-        let mut up = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut command =
+            lab.command(&["up", "--servers", "3", "--workers", "1", "--k3s", "rehearsal"]);
+        let mut up = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(millis));
         up.kill().unwrap();
         up.wait().unwrap();
@@ -233,21 +198,8 @@ fn up_goes_on_where_it_was_interrupted() {
     let Some(lab) = Lab::reserve("resumed") else {
         return;
     };
-    let args = [
-        "up",
-        "--servers",
-        "1",
-        "--workers",
-        "1",
-        "--k3s",
-        "rehearsal",
-    ];
-    let mut up = lab
-        .command(&args)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let args = ["up", "--servers", "1", "--workers", "1", "--k3s", "rehearsal"];
+    let mut up = lab.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(1_500));
     up.kill().unwrap();
     up.wait().unwrap();

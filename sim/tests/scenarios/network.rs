@@ -10,18 +10,12 @@ fn underlay(lab: &Lab, host: &str) -> String {
 
 fn overlay(lab: &Lab, host: &str, v6: bool) -> String {
     let status = lab.host(host);
-    let addresses = status["overlay"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(Value::as_str);
+    let addresses = status["overlay"].as_array().unwrap().iter().filter_map(Value::as_str);
     let vips = [lab.vip_address(host, true), lab.vip_address(host, false)];
     let mut own = addresses.filter(|a| {
         a.contains(':') == v6 && !a.starts_with("fe80") && !vips.iter().any(|v| v == a)
     });
-    own.next()
-        .unwrap_or_else(|| panic!("an overlay address in {status}"))
-        .to_owned()
+    own.next().unwrap_or_else(|| panic!("an overlay address in {status}")).to_owned()
 }
 
 #[test]
@@ -33,10 +27,7 @@ fn every_host_reaches_every_other_over_the_overlay() {
     for from in lab.hosts() {
         for to in lab.hosts().iter().filter(|to| **to != from) {
             for v6 in [true, false] {
-                lab.run(
-                    &from,
-                    &["ping", "-c", "1", "-W", "2", &overlay(&lab, to, v6)],
-                );
+                lab.run(&from, &["ping", "-c", "1", "-W", "2", &overlay(&lab, to, v6)]);
             }
         }
     }
@@ -53,11 +44,7 @@ fn one_host_with_a_new_address() {
     lab.must(&["readdress", "n2"]);
     assert_ne!(underlay(&lab, "n2"), before.0);
     lab.settled("n1", 60);
-    assert_eq!(
-        overlay(&lab, "n2", true),
-        before.1,
-        "its overlay address stays"
-    );
+    assert_eq!(overlay(&lab, "n2", true), before.1, "its overlay address stays");
     lab.run("n4", &["ping", "-c", "1", "-W", "2", &before.1]);
     lab.down();
 }

@@ -12,9 +12,7 @@ const PLANNED_MAX: Duration = Duration::from_millis(1_000);
 /// A server that is neither of these.
 fn other_server(lab: &Lab, not: &[&str]) -> String {
     let hosts = lab.hosts();
-    let servers = hosts
-        .iter()
-        .filter(|h| h.as_str() != "n4" || hosts.len() > 4);
+    let servers = hosts.iter().filter(|h| h.as_str() != "n4" || hosts.len() > 4);
     servers
         .into_iter()
         .find(|h| !not.contains(&h.as_str()))
@@ -83,11 +81,7 @@ fn lose_the_holder(verb: &str) {
     assert_eq!(lab.generation("n4"), generation + 1);
     lab.must(&["start", &old]);
     lab.settled("n4", 60);
-    assert_eq!(
-        lab.holder("n4"),
-        new,
-        "the VIP stays where it is when the old holder is back"
-    );
+    assert_eq!(lab.holder("n4"), new, "the VIP stays where it is when the old holder is back");
     lab.one_bearer(&old);
     lab.down();
 }
@@ -103,17 +97,11 @@ fn kill_leader_and_holder_together() {
     if holder == leader {
         let servers: Vec<String> = (1..=5).map(|i| format!("n{i}")).collect();
         let to = servers.iter().find(|s| **s != leader).unwrap();
-        lab.run(
-            "n6",
-            &["skein", "vip", "move", "k3s_api_endpoint", "--to", to],
-        );
+        lab.run("n6", &["skein", "vip", "move", "k3s_api_endpoint", "--to", to]);
         holder = lab.moved_from("n6", &leader, 10);
     }
     let probe = lab.probe("n6", true, 16);
-    let mut verbs = [
-        lab.command(&["kill", &leader]),
-        lab.command(&["kill", &holder]),
-    ];
+    let mut verbs = [lab.command(&["kill", &leader]), lab.command(&["kill", &holder])];
     let running = verbs.each_mut().map(|verb| verb.spawn().unwrap());
     for mut verb in running {
         assert!(verb.wait().unwrap().success());
@@ -158,10 +146,7 @@ fn cut_the_holder(name: &str, options: &[&str]) {
     println!("    {name} the holder: {gap:?}");
     assert!(gap.longest < LOSS_MAX, "{gap:?}");
     let gap = lab.probe("n4", true, 2).end();
-    assert!(
-        gap.longest < PLANNED_MAX,
-        "the cut-off one does not disturb: {gap:?}"
-    );
+    assert!(gap.longest < PLANNED_MAX, "the cut-off one does not disturb: {gap:?}");
     lab.must(&["heal"]);
     lab.settled("n4", 60);
     assert_eq!(lab.holder("n4"), new);
@@ -187,10 +172,7 @@ fn a_cut_follower_changes_nothing() {
     lab.settled("n4", 60);
     assert_eq!(lab.generation("n4"), generation);
     let after = lab.ask(&leader, &["status"]).unwrap();
-    println!(
-        "    terms: {term} before the cut, {} after it",
-        after["term"]
-    );
+    println!("    terms: {term} before the cut, {} after it", after["term"]);
     lab.down();
 }
 
@@ -222,10 +204,7 @@ fn a_daemons_death_is_not_the_death_of_k3s() {
     };
     let server = other_server(&lab, &[&lab.holder("n4"), &lab.leader("n4")]);
     let k3s = |lab: &Lab| {
-        lab.run(
-            &server,
-            &["sh", "-c", "pgrep -f 'k3s server' | sort | tr '\\n' ' '"],
-        )
+        lab.run(&server, &["sh", "-c", "pgrep -f '[k]3s server' | sort | tr '\\n' ' '"])
     };
     let before = k3s(&lab);
     assert!(!before.trim().is_empty(), "K3s runs");
@@ -259,10 +238,7 @@ fn without_quorum_writes_fail_at_once_and_the_overlay_goes_on() {
     });
     lab.run("n4", &["ping", "-c", "2", "-W", "1", &vip]);
     let gap = lab.probe("n4", true, 2).end();
-    assert!(
-        gap.longest < PLANNED_MAX,
-        "the holder keeps serving: {gap:?}"
-    );
+    assert!(gap.longest < PLANNED_MAX, "the holder keeps serving: {gap:?}");
     for host in ["n1", "n2", "n3"].iter().filter(|h| **h != left) {
         lab.must(&["start", host]);
     }

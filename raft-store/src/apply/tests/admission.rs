@@ -9,15 +9,9 @@ fn nothing_works_before_the_founding_and_there_is_one_only() {
     let mut w = World::empty();
     let early = w.refused(World::undrain("n1"));
     assert_eq!(early.code, RejectCode::Fleet);
-    assert_eq!(
-        w.ok(Command::FoundFleet(founding())),
-        Change::Node { id: FOUNDER }
-    );
+    assert_eq!(w.ok(Command::FoundFleet(founding())), Change::Node { id: FOUNDER });
     assert_eq!(w.node("n1").key_box, Some(Sealed(vec![4, 5])));
-    assert_eq!(
-        w.refused(Command::FoundFleet(founding())).code,
-        RejectCode::Fleet
-    );
+    assert_eq!(w.refused(Command::FoundFleet(founding())).code, RejectCode::Fleet);
 }
 
 #[test]
@@ -47,10 +41,7 @@ fn each_refused_ticket_has_its_own_code() {
     let mut w = World::fleet(1);
     let ticket = w.ticket(1);
     let enter = |t, seed| World::admit(t, machine(&format!("m{seed}"), seed), None);
-    assert_eq!(
-        w.refused(enter(TicketId(999), 50)).code,
-        RejectCode::TicketUnknown
-    );
+    assert_eq!(w.refused(enter(TicketId(999), 50)).code, RejectCode::TicketUnknown);
     let guessed = Command::AdmitNode {
         ticket,
         digest: Digest::of(b"a guess"),
@@ -96,9 +87,7 @@ fn a_repeated_request_is_answered_with_the_first_outcome() {
     let ticket = w.ticket(1);
     let enter = World::admit(ticket, machine("n2", 2), None);
     let first = w.run_as(77, enter.clone());
-    let Outcome::Done { change } = first else {
-        panic!("{first:?}")
-    };
+    let Outcome::Done { change } = first else { panic!("{first:?}") };
     let hash = w.state.hash();
     let again = w.run_as(77, enter.clone());
     assert_eq!(again, Outcome::Duplicate { change });
@@ -109,19 +98,13 @@ fn a_repeated_request_is_answered_with_the_first_outcome() {
 
     let refused = w.run_as(78, World::admit(ticket, machine("n3", 3), None));
     assert!(matches!(refused, Outcome::Rejected { .. }));
-    assert_eq!(
-        w.run_as(78, World::admit(ticket, machine("n3", 3), None)),
-        refused
-    );
+    assert_eq!(w.run_as(78, World::admit(ticket, machine("n3", 3), None)), refused);
 }
 
 #[test]
 fn outcomes_are_forgotten_oldest_first() {
     let mut w = World::fleet(1);
-    let box_ = || Command::HandKey {
-        node: FOUNDER,
-        key_box: Sealed(vec![]),
-    };
+    let box_ = || Command::HandKey { node: FOUNDER, key_box: Sealed(vec![]) };
     let mut state: State = w.state.clone();
     for i in 0..4_200u128 {
         let p = w.propose(10_000 + i, box_());
@@ -164,11 +147,7 @@ fn names_and_keys_that_are_taken_are_refused() {
     assert!(namesake.next.contains("--replaces n2"), "{}", namesake.next);
     let copied = w.refused(World::admit(ticket, machine("n9", 2), None));
     assert_eq!(copied.code, RejectCode::Exists);
-    w.ok(Command::AddDevice {
-        network: name("default"),
-        name: name("phone"),
-        key: key(40),
-    });
+    w.ok(Command::AddDevice { network: name("default"), name: name("phone"), key: key(40) });
     let as_device = w.refused(World::admit(ticket, machine("n9", 40), None));
     assert_eq!(as_device.code, RejectCode::Exists);
     assert_eq!(w.state.tickets[&ticket].uses_left, 9);
@@ -195,10 +174,7 @@ fn a_replacement_inherits_the_role_afresh_and_leaves_a_ghost() {
     let why = w.state.member_blocked_by(cluster, node).unwrap();
     assert!(why.contains("former n2"), "{why}");
     let id = w.cluster("lab").id;
-    w.ok(Command::ForgetGhost {
-        cluster: id,
-        name: name("n2"),
-    });
+    w.ok(Command::ForgetGhost { cluster: id, name: name("n2") });
     let (cluster, node) = (w.cluster("lab"), w.node("n2"));
     assert_eq!(w.state.member_blocked_by(cluster, node), None);
     let last = w.state.servers(id).last().map(|(n, _)| n.name.clone());
@@ -231,10 +207,7 @@ fn a_replacement_may_take_another_name_but_not_the_old_identity() {
 fn a_removed_node_is_refused_for_ever() {
     let mut w = World::fleet(3);
     let uuid = w.node("n3").uuid;
-    w.ok(Command::RemoveNode {
-        name: name("n3"),
-        force: false,
-    });
+    w.ok(Command::RemoveNode { name: name("n3"), force: false });
     assert!(w.state.is_retired(uuid) && w.state.node_by_uuid(uuid).is_none());
     let ticket = w.ticket(1);
     let back = w.refused(World::admit(ticket, machine("n3", 3), None));
@@ -245,10 +218,7 @@ fn a_removed_node_is_refused_for_ever() {
 #[test]
 fn members_with_a_role_and_the_last_node_are_not_removed_lightly() {
     let mut w = World::lab(3, 1);
-    let remove = |node, force| Command::RemoveNode {
-        name: name(node),
-        force,
-    };
+    let remove = |node, force| Command::RemoveNode { name: name(node), force };
     assert_eq!(w.refused(remove("n2", false)).code, RejectCode::Guarded);
     assert_eq!(w.refused(remove("n7", true)).code, RejectCode::NotFound);
     for node in ["n2", "n3", "n4"] {
@@ -261,10 +231,7 @@ fn members_with_a_role_and_the_last_node_are_not_removed_lightly() {
 fn operators_come_and_go() {
     let mut w = World::fleet(1);
     let serial = uuid::Uuid::from_u128(5);
-    w.ok(Command::AdmitOperator {
-        name: name("ada"),
-        serial,
-    });
+    w.ok(Command::AdmitOperator { name: name("ada"), serial });
     assert_eq!(w.state.operators[&name("ada")].serial, serial);
     let remove = || Command::RemoveOperator { name: name("ada") };
     w.ok(remove());

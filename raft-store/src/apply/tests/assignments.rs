@@ -36,10 +36,7 @@ fn a_valid_target_is_joined_and_pinned() {
     let moved = w.refused(agent("n3", Some("lab")));
     assert_eq!(moved.code, RejectCode::Conflict);
     assert!(moved.next.contains("unassign n3"), "{}", moved.next);
-    assert_eq!(
-        w.refused(server("n3", Some("two"))).code,
-        RejectCode::Conflict
-    );
+    assert_eq!(w.refused(server("n3", Some("two"))).code, RejectCode::Conflict);
 }
 
 #[test]
@@ -47,14 +44,8 @@ fn an_unknown_target_is_not_found_and_the_known_ones_are_listed() {
     let mut w = two_clusters();
     let r = w.refused(agent("n3", Some("tow")));
     assert_eq!(r.code, RejectCode::NotFound);
-    assert!(
-        r.why.contains("tow") && r.next.contains("lab, two"),
-        "{r:?}"
-    );
-    assert_eq!(
-        w.refused(agent("n9", Some("lab"))).code,
-        RejectCode::NotFound
-    );
+    assert!(r.why.contains("tow") && r.next.contains("lab, two"), "{r:?}");
+    assert_eq!(w.refused(agent("n9", Some("lab"))).code, RejectCode::NotFound);
 }
 
 #[test]
@@ -64,11 +55,7 @@ fn a_target_in_error_is_a_conflict() {
     w.report("n1", Phase::Installing);
     w.report("n1", Phase::Failed);
     assert_eq!(w.cluster("lab").status, ClusterStatus::Error);
-    for command in [
-        agent("n3", Some("lab")),
-        agent("n3", None),
-        server("n3", Some("lab")),
-    ] {
+    for command in [agent("n3", Some("lab")), agent("n3", None), server("n3", Some("lab"))] {
         assert_eq!(w.refused(command).code, RejectCode::Conflict);
     }
     // With a sound cluster beside it, that one is the only target.
@@ -134,15 +121,8 @@ fn without_any_cluster_the_agent_waits_for_the_first() {
 fn a_waiting_agent_of_another_network_is_taken_once_it_is_attached() {
     let mut w = World::fleet(3);
     w.ok(agent("n2", None));
-    w.ok(Command::CreateNetwork {
-        name: name("other"),
-        v4: None,
-        mtu: None,
-    });
-    let attach = |node| Command::AttachNode {
-        node: name(node),
-        network: name("other"),
-    };
+    w.ok(Command::CreateNetwork { name: name("other"), v4: None, mtu: None });
+    let attach = |node| Command::AttachNode { node: name(node), network: name("other") };
     w.ok(attach("n1"));
     w.ok(Command::CreateCluster(CreateCluster {
         name: name("lab"),
@@ -168,14 +148,8 @@ fn a_server_needs_a_name_and_an_unknown_one_founds() {
     assert_eq!(w.cluster("lab").bootstrap, Some(w.id("n1")));
     assert_eq!(w.state.clusters.len(), 1);
     // A server that founds nothing because it cannot be assigned leaves no cluster behind.
-    assert_eq!(
-        w.refused(server("n2", Some("two"))).code,
-        RejectCode::Conflict
-    );
-    assert_eq!(
-        w.refused(server("n7", Some("two"))).code,
-        RejectCode::NotFound
-    );
+    assert_eq!(w.refused(server("n2", Some("two"))).code, RejectCode::Conflict);
+    assert_eq!(w.refused(server("n7", Some("two"))).code, RejectCode::NotFound);
     assert_eq!(w.state.clusters.len(), 1);
 }
 

@@ -43,11 +43,7 @@ fn what_was_ever_written_is_read() {
             let bytes = std::fs::read(&path).unwrap();
             let again = rewritten(&file, &bytes).unwrap_or_else(|e| panic!("{file}: {e:?}"));
             if format == FORMAT {
-                assert_eq!(
-                    json(&again),
-                    json(&bytes),
-                    "{file} is written differently now"
-                );
+                assert_eq!(json(&again), json(&bytes), "{file} is written differently now");
             }
             assert_eq!(rewritten(&file, &again).unwrap(), again);
             files += 1;
@@ -78,11 +74,7 @@ fn each_kind_has_a_golden_file_of_the_newest_format() {
             panic!("{file} has no golden file ({e}): run this test with {REGENERATE}=1")
         });
         if !file.starts_with("state") {
-            assert_eq!(
-                json(&kept),
-                json(&bytes),
-                "{file} is written differently now"
-            );
+            assert_eq!(json(&kept), json(&bytes), "{file} is written differently now");
         }
     }
 }
@@ -93,18 +85,12 @@ fn another_format_is_refused_with_a_reason() {
     let e = decode_outcome(outcome).unwrap_err();
     assert!(matches!(e, DecodeError::Format { found: 2, .. }));
     let said = e.to_string();
-    assert!(
-        said.contains("format 2") && said.contains("upgrade"),
-        "{said}"
-    );
+    assert!(said.contains("format 2") && said.contains("upgrade"), "{said}");
     assert!(matches!(
         decode_state(br#"{"v":0,"body":{}}"#),
         Err(DecodeError::Format { found: 0, .. })
     ));
-    assert!(matches!(
-        decode_state(b"{}"),
-        Err(DecodeError::Envelope { .. })
-    ));
+    assert!(matches!(decode_state(b"{}"), Err(DecodeError::Envelope { .. })));
     assert!(matches!(
         decode_proposal(br#"{"v":1,"body":{"do":"fly"}}"#),
         Err(DecodeError::Body { format: 1, .. })

@@ -31,11 +31,7 @@ fn the_steps_follow_each_other_and_the_vip_leaves_before_the_pods() {
     w.ok(World::drain("n1", true, false));
     finish(&mut w, "n1", DrainStep::Cordon);
     finish(&mut w, "n1", DrainStep::Cordon);
-    assert_eq!(
-        step(&w, "n1"),
-        DrainStep::HandOver,
-        "a late report counts once"
-    );
+    assert_eq!(step(&w, "n1"), DrainStep::HandOver, "a late report counts once");
     finish(&mut w, "n1", DrainStep::HandOver);
     finish(&mut w, "n1", DrainStep::MoveVip);
     assert_eq!(step(&w, "n1"), DrainStep::MoveVip, "it holds the VIP still");
@@ -49,11 +45,7 @@ fn the_steps_follow_each_other_and_the_vip_leaves_before_the_pods() {
     finish(&mut w, "n1", DrainStep::Done);
     assert_eq!(
         w.kinds(mark),
-        [
-            "instance.drain_initiated",
-            "sdwan.virtual_ip.failover_completed",
-            "instance.drained",
-        ]
+        ["instance.drain_initiated", "sdwan.virtual_ip.failover_completed", "instance.drained",]
     );
 }
 
@@ -61,12 +53,7 @@ fn the_steps_follow_each_other_and_the_vip_leaves_before_the_pods() {
 fn without_stop_the_eviction_is_the_last_step() {
     let mut w = World::lab(2, 1);
     w.ok(World::drain("n3", false, false));
-    for at in [
-        DrainStep::Cordon,
-        DrainStep::HandOver,
-        DrainStep::MoveVip,
-        DrainStep::Evict,
-    ] {
+    for at in [DrainStep::Cordon, DrainStep::HandOver, DrainStep::MoveVip, DrainStep::Evict] {
         assert_eq!(step(&w, "n3"), at);
         finish(&mut w, "n3", at);
     }
@@ -76,13 +63,8 @@ fn without_stop_the_eviction_is_the_last_step() {
 #[test]
 fn a_drain_asked_for_twice_is_one_drain() {
     let mut w = World::lab(3, 0);
-    let Change::Drain { epoch } = w.ok(World::drain("n1", false, false)) else {
-        unreachable!()
-    };
-    assert_eq!(
-        w.ok(World::drain("n1", false, false)),
-        Change::Drain { epoch }
-    );
+    let Change::Drain { epoch } = w.ok(World::drain("n1", false, false)) else { unreachable!() };
+    assert_eq!(w.ok(World::drain("n1", false, false)), Change::Drain { epoch });
     // To stop as well is more than was asked for: it starts anew, and late reports do not count.
     let old = step_done(&w, "n1", DrainStep::Cordon);
     let again = w.ok(World::drain("n1", true, false));
@@ -109,10 +91,7 @@ fn a_drain_that_leaves_no_holder_is_refused_unless_forced() {
     // A server that is not ready cannot take the VIP either, nor one that is silent.
     let mut unready = World::lab(2, 0);
     unready.report("n2", Phase::Failed);
-    assert_eq!(
-        unready.refused(World::drain("n1", false, false)).code,
-        RejectCode::Guarded
-    );
+    assert_eq!(unready.refused(World::drain("n1", false, false)).code, RejectCode::Guarded);
     let w = World::lab(2, 0);
     let (n1, n2) = (w.id("n1"), w.id("n2"));
     assert!(drain_guard(&w.state, n1, false, &|_| true).is_ok());
@@ -122,10 +101,7 @@ fn a_drain_that_leaves_no_holder_is_refused_unless_forced() {
 #[test]
 fn stopping_never_takes_the_quorum_of_etcd_unless_forced() {
     let mut one = World::lab(1, 0);
-    assert_eq!(
-        one.refused(World::drain("n1", true, false)).code,
-        RejectCode::Guarded
-    );
+    assert_eq!(one.refused(World::drain("n1", true, false)).code, RejectCode::Guarded);
     let mut two = World::lab(2, 0);
     for node in ["n1", "n2"] {
         let r = two.refused(World::drain(node, true, false));
@@ -156,12 +132,7 @@ fn failed_servers_count_as_members_of_etcd() {
 fn a_forced_drain_ends_although_nobody_takes_the_vip() {
     let mut w = World::lab(1, 0);
     w.ok(World::drain("n1", false, true));
-    for at in [
-        DrainStep::Cordon,
-        DrainStep::HandOver,
-        DrainStep::MoveVip,
-        DrainStep::Evict,
-    ] {
+    for at in [DrainStep::Cordon, DrainStep::HandOver, DrainStep::MoveVip, DrainStep::Evict] {
         finish(&mut w, "n1", at);
     }
     assert_eq!(step(&w, "n1"), DrainStep::Done);
@@ -208,10 +179,7 @@ fn undrain_does_not_take_the_vip_back_but_keeps_what_is_held() {
 #[test]
 fn unknown_nodes_and_stale_epochs() {
     let mut w = World::lab(2, 0);
-    assert_eq!(
-        w.refused(World::drain("n9", false, false)).code,
-        RejectCode::NotFound
-    );
+    assert_eq!(w.refused(World::drain("n9", false, false)).code, RejectCode::NotFound);
     assert_eq!(w.refused(World::undrain("n9")).code, RejectCode::NotFound);
     w.ok(World::drain("n2", false, false));
     let old = step_done(&w, "n2", DrainStep::Cordon);

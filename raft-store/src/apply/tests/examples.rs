@@ -19,9 +19,8 @@ pub(crate) fn all() -> Vec<(String, Vec<u8>)> {
         let file = format!("command-{}", kind(&c));
         (file, encode_proposal(&w.propose(0x5ee_0000 + i as u128, c)))
     });
-    let outcomes = outcomes()
-        .into_iter()
-        .map(|(file, o)| (format!("outcome-{file}"), encode_outcome(&o)));
+    let outcomes =
+        outcomes().into_iter().map(|(file, o)| (format!("outcome-{file}"), encode_outcome(&o)));
     let state = ("state-lab".into(), encode_state(&lived_in().state));
     commands.chain(outcomes).chain([state]).collect()
 }
@@ -80,37 +79,18 @@ fn fleet_commands() -> Vec<Command> {
             node: machine("n2", 2),
             replaces: Some(name("n2")),
         },
-        Command::HandKey {
-            node: NodeId(8),
-            key_box: Sealed(vec![0, 1, 2, 255]),
-        },
-        Command::RemoveNode {
-            name: name("n2"),
-            force: true,
-        },
-        Command::AdmitOperator {
-            name: name("ada"),
-            serial: Uuid::from_u128(0xada),
-        },
+        Command::HandKey { node: NodeId(8), key_box: Sealed(vec![0, 1, 2, 255]) },
+        Command::RemoveNode { name: name("n2"), force: true },
+        Command::AdmitOperator { name: name("ada"), serial: Uuid::from_u128(0xada) },
         Command::RemoveOperator { name: name("ada") },
         Command::CreateNetwork {
             name: name("two"),
             v4: Some("10.90.64.0/20".parse().unwrap()),
             mtu: Some(1380),
         },
-        Command::AttachNode {
-            node: name("n2"),
-            network: name("two"),
-        },
-        Command::AddDevice {
-            network: name("default"),
-            name: name("phone"),
-            key: key(60),
-        },
-        Command::RemoveDevice {
-            network: name("default"),
-            name: name("phone"),
-        },
+        Command::AttachNode { node: name("n2"), network: name("two") },
+        Command::AddDevice { network: name("default"), name: name("phone"), key: key(60) },
+        Command::RemoveDevice { network: name("default"), name: name("phone") },
         Command::Note {
             kind: "system.instance_silent".into(),
             severity: Severity::High,
@@ -129,15 +109,8 @@ fn cluster_commands() -> Vec<Command> {
             servers: names(&["n1", "n2", "n3"]),
             workers: names(&["n4"]),
         }),
-        Command::AssignRole {
-            node: name("n4"),
-            role: Role::K3sAgent,
-            cluster: Some(name("lab")),
-        },
-        Command::UnassignRole {
-            node: name("n4"),
-            force: false,
-        },
+        Command::AssignRole { node: name("n4"), role: Role::K3sAgent, cluster: Some(name("lab")) },
+        Command::UnassignRole { node: name("n4"), force: false },
         Command::ReportPhase(ReportPhase {
             node: NodeId(1),
             order: 12 << 10,
@@ -150,17 +123,9 @@ fn cluster_commands() -> Vec<Command> {
         Command::ReportPods {
             node: NodeId(1),
             expect: Generation(0),
-            cidrs: vec![
-                "10.42.0.0/24".parse().unwrap(),
-                "fd5e:1:2:8000::/64".parse().unwrap(),
-            ],
+            cidrs: vec!["10.42.0.0/24".parse().unwrap(), "fd5e:1:2:8000::/64".parse().unwrap()],
         },
-        Command::Drain {
-            node: name("n1"),
-            stop: true,
-            timeout_ms: 60_000,
-            force: false,
-        },
+        Command::Drain { node: name("n1"), stop: true, timeout_ms: 60_000, force: false },
         Command::ReportDrain {
             node: NodeId(1),
             epoch: 30,
@@ -181,10 +146,7 @@ fn cluster_commands() -> Vec<Command> {
             to: NodeId(8),
             reason: MoveReason::Loss,
         },
-        Command::ForgetGhost {
-            cluster: ClusterId(12),
-            name: name("n2"),
-        },
+        Command::ForgetGhost { cluster: ClusterId(12), name: name("n2") },
     ]
 }
 
@@ -203,12 +165,7 @@ fn outcomes() -> Vec<(&'static str, Outcome)> {
         ("network", done(Change::Network { id: NetworkId(9) })),
         ("cluster", done(Change::Cluster { id: ClusterId(12) })),
         ("drain", done(Change::Drain { epoch: 30 })),
-        (
-            "duplicate",
-            Outcome::Duplicate {
-                change: Change::Node { id: NodeId(8) },
-            },
-        ),
+        ("duplicate", Outcome::Duplicate { change: Change::Node { id: NodeId(8) } }),
         ("rejected", Outcome::Rejected { rejection }),
     ]
 }
@@ -219,15 +176,8 @@ fn lived_in() -> World {
     for command in fleet_commands().into_iter().skip(6) {
         w.run(command);
     }
-    w.ok(Command::AdmitOperator {
-        name: name("bob"),
-        serial: Uuid::from_u128(0xb0b),
-    });
-    w.ok(Command::AddDevice {
-        network: name("default"),
-        name: name("phone"),
-        key: key(60),
-    });
+    w.ok(Command::AdmitOperator { name: name("bob"), serial: Uuid::from_u128(0xb0b) });
+    w.ok(Command::AddDevice { network: name("default"), name: name("phone"), key: key(60) });
     let pods = w.pods("n1", 0, &["10.42.0.0/24", "fd5e:1:2:8000::/64"]);
     w.ok(pods);
     w.replace("n4", 44);

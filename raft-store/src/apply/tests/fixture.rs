@@ -61,21 +61,13 @@ pub(crate) struct World {
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (nodes, clusters) = (self.state.nodes.len(), self.state.clusters.len());
-        write!(
-            f,
-            "{nodes} nodes, {clusters} clusters, index {}",
-            self.index
-        )
+        write!(f, "{nodes} nodes, {clusters} clusters, index {}", self.index)
     }
 }
 
 impl World {
     pub(crate) fn empty() -> Self {
-        Self {
-            state: State::default(),
-            index: 0,
-            now: 1_000_000,
-        }
+        Self { state: State::default(), index: 0, now: 1_000_000 }
     }
 
     /// A fleet of the nodes n1 to n`count`.
@@ -147,9 +139,7 @@ impl World {
             expires: UnixMillis(self.now + 3_600_000),
             uses,
         });
-        let Change::Ticket { id } = made else {
-            panic!("{made:?}")
-        };
+        let Change::Ticket { id } = made else { panic!("{made:?}") };
         id
     }
 
@@ -165,25 +155,19 @@ impl World {
     pub(crate) fn join(&mut self, called: &str, seed: u8) -> NodeId {
         let ticket = self.ticket(1);
         let made = self.ok(Self::admit(ticket, machine(called, seed), None));
-        let Change::Node { id } = made else {
-            panic!("{made:?}")
-        };
+        let Change::Node { id } = made else { panic!("{made:?}") };
         id
     }
 
     pub(crate) fn replace(&mut self, called: &str, seed: u8) -> NodeId {
         let ticket = self.ticket(1);
         let made = self.ok(Self::admit(ticket, machine(called, seed), Some(called)));
-        let Change::Node { id } = made else {
-            panic!("{made:?}")
-        };
+        let Change::Node { id } = made else { panic!("{made:?}") };
         id
     }
 
     pub(crate) fn create(&mut self, cluster: &str, servers: u8, workers: u8) {
-        let nodes: Vec<Name> = (1..=servers + workers)
-            .map(|i| name(&format!("n{i}")))
-            .collect();
+        let nodes: Vec<Name> = (1..=servers + workers).map(|i| name(&format!("n{i}"))).collect();
         let (servers, workers) = nodes.split_at(usize::from(servers));
         self.ok(Command::CreateCluster(CreateCluster {
             name: name(cluster),
@@ -194,18 +178,11 @@ impl World {
     }
 
     pub(crate) fn assign(node: &str, role: Role, cluster: Option<&str>) -> Command {
-        Command::AssignRole {
-            node: name(node),
-            role,
-            cluster: cluster.map(name),
-        }
+        Command::AssignRole { node: name(node), role, cluster: cluster.map(name) }
     }
 
     pub(crate) fn unassign(node: &str) -> Command {
-        Command::UnassignRole {
-            node: name(node),
-            force: false,
-        }
+        Command::UnassignRole { node: name(node), force: false }
     }
 
     /// What a daemon reports on entering `phase`.
@@ -255,12 +232,7 @@ impl World {
     }
 
     pub(crate) fn drain(node: &str, stop: bool, force: bool) -> Command {
-        Command::Drain {
-            node: name(node),
-            stop,
-            timeout_ms: 60_000,
-            force,
-        }
+        Command::Drain { node: name(node), stop, timeout_ms: 60_000, force }
     }
 
     pub(crate) fn undrain(node: &str) -> Command {
@@ -312,8 +284,6 @@ impl World {
     /// Kinds of all events after the one with index `after`, without their common `system.`.
     pub(crate) fn kinds(&self, after: u64) -> Vec<&str> {
         let events = self.state.events.after(after);
-        events
-            .map(|e| e.kind.strip_prefix("system.").unwrap_or(&e.kind))
-            .collect()
+        events.map(|e| e.kind.strip_prefix("system.").unwrap_or(&e.kind)).collect()
     }
 }

@@ -55,9 +55,7 @@ pub(crate) fn aim(state: &State, command: Command) -> Command {
             let a = state.nodes.get(node).and_then(|n| n.assignment.as_ref());
             expect.0 += a.map_or(0, |a| a.pods.generation.0);
         }
-        Command::ReportDrain {
-            node, epoch, step, ..
-        } => {
+        Command::ReportDrain { node, epoch, step, .. } => {
             let drained = state.nodes.values().filter(|n| n.drain.is_some());
             node.0 = pick(node.0, drained.map(|n| n.id.0).collect());
             let d = state.nodes.get(node).and_then(|n| n.drain.as_ref());
@@ -65,12 +63,7 @@ pub(crate) fn aim(state: &State, command: Command) -> Command {
                 (*epoch, *step) = (d.epoch, d.step);
             }
         }
-        Command::PrepareVip {
-            vip, expect, to, ..
-        }
-        | Command::MoveVip {
-            vip, expect, to, ..
-        } => {
+        Command::PrepareVip { vip, expect, to, .. } | Command::MoveVip { vip, expect, to, .. } => {
             vip.0 = pick(vip.0, vips());
             aim_node(to);
             expect.0 += state.vips.get(vip).map_or(0, |v| v.generation.0);
@@ -88,12 +81,7 @@ fn node_name() -> impl Strategy<Value = Name> {
 }
 
 fn any_name() -> impl Strategy<Value = Name> {
-    prop_oneof![
-        Just(name("default")),
-        Just(name("two")),
-        Just(name("lab")),
-        Just(name("x")),
-    ]
+    prop_oneof![Just(name("default")), Just(name("two")), Just(name("lab")), Just(name("x")),]
 }
 
 fn digest() -> impl Strategy<Value = Digest> {
@@ -117,28 +105,15 @@ fn ticket_role() -> impl Strategy<Value = TicketRole> {
 }
 
 fn admission() -> impl Strategy<Value = Command> {
-    let ticket = (
-        digest(),
-        ticket_role(),
-        option::of(any_name()),
-        0u64..9,
-        0u32..9,
-    );
-    let ticket = ticket.prop_map(
-        |(digest, role, network, hours, uses)| Command::CreateTicket {
-            digest,
-            role,
-            network,
-            expires: UnixMillis(hours * 3_600_000),
-            uses,
-        },
-    );
-    let admit = (
-        0u64..8,
-        digest(),
-        new_node(),
-        option::weighted(0.3, node_name()),
-    );
+    let ticket = (digest(), ticket_role(), option::of(any_name()), 0u64..9, 0u32..9);
+    let ticket = ticket.prop_map(|(digest, role, network, hours, uses)| Command::CreateTicket {
+        digest,
+        role,
+        network,
+        expires: UnixMillis(hours * 3_600_000),
+        uses,
+    });
+    let admit = (0u64..8, digest(), new_node(), option::weighted(0.3, node_name()));
     let admit = admit.prop_map(|(t, digest, node, replaces)| Command::AdmitNode {
         ticket: TicketId(t),
         digest,
@@ -156,24 +131,14 @@ fn admission() -> impl Strategy<Value = Command> {
 }
 
 fn networks() -> impl Strategy<Value = Command> {
-    let slices = [
-        "10.90.0.0/20",
-        "10.90.64.0/24",
-        "10.90.65.3/28",
-        "10.0.0.0/8",
-        "10.90.1.1/32",
-    ];
+    let slices = ["10.90.0.0/20", "10.90.64.0/24", "10.90.65.3/28", "10.0.0.0/8", "10.90.1.1/32"];
     let slice = prop::sample::select(slices.to_vec()).prop_map(|s| s.parse().unwrap());
     let create = (any_name(), option::of(slice), option::of(any::<u16>()));
     let device = (any_name(), node_name(), 1u8..40);
     prop_oneof![
         create.prop_map(|(name, v4, mtu)| Command::CreateNetwork { name, v4, mtu }),
         (node_name(), any_name()).prop_map(|(node, network)| Command::AttachNode { node, network }),
-        device.prop_map(|(network, name, k)| Command::AddDevice {
-            network,
-            name,
-            key: key(k)
-        }),
+        device.prop_map(|(network, name, k)| Command::AddDevice { network, name, key: key(k) }),
         (any_name(), node_name())
             .prop_map(|(network, name)| Command::RemoveDevice { network, name }),
     ]
@@ -185,19 +150,9 @@ fn role() -> impl Strategy<Value = Role> {
 
 fn clusters() -> impl Strategy<Value = Command> {
     let members = || vec(node_name(), 0..4);
-    let create = (
-        any_name(),
-        option::weighted(0.3, any_name()),
-        members(),
-        members(),
-    );
+    let create = (any_name(), option::weighted(0.3, any_name()), members(), members());
     let create = create.prop_map(|(name, network, servers, workers)| {
-        Command::CreateCluster(CreateCluster {
-            name,
-            network,
-            servers,
-            workers,
-        })
+        Command::CreateCluster(CreateCluster { name, network, servers, workers })
     });
     let assign = (node_name(), role(), option::weighted(0.8, any_name()));
     let unassign = (node_name(), any::<bool>());
@@ -223,13 +178,7 @@ pub(crate) fn phase() -> impl Strategy<Value = Phase> {
 }
 
 fn reports() -> impl Strategy<Value = Command> {
-    let report = (
-        0u64..8,
-        0u64..9,
-        phase(),
-        prop::bool::weighted(0.9),
-        option::of("[a-z ]{0,9}"),
-    );
+    let report = (0u64..8, 0u64..9, phase(), prop::bool::weighted(0.9), option::of("[a-z ]{0,9}"));
     let report = report.prop_map(|(node, order, phase, whole, message)| {
         Command::ReportPhase(ReportPhase {
             node: NodeId(node),
@@ -264,27 +213,11 @@ fn reason() -> impl Strategy<Value = MoveReason> {
 }
 
 fn moves() -> impl Strategy<Value = Command> {
-    let step = prop_oneof![
-        Just(DrainStep::Cordon),
-        Just(DrainStep::MoveVip),
-        Just(DrainStep::Done)
-    ];
+    let step =
+        prop_oneof![Just(DrainStep::Cordon), Just(DrainStep::MoveVip), Just(DrainStep::Done)];
     let drain = (node_name(), any::<bool>(), any::<u32>(), any::<bool>());
-    let report = (
-        0u64..8,
-        0u64..9,
-        step,
-        prop::bool::weighted(0.8),
-        option::of("[a-z]{0,9}"),
-    );
-    let to = || {
-        (
-            0u64..8,
-            prop_oneof![9 => Just(0u64), 1 => 1u64..4],
-            0u64..8,
-            reason(),
-        )
-    };
+    let report = (0u64..8, 0u64..9, step, prop::bool::weighted(0.8), option::of("[a-z]{0,9}"));
+    let to = || (0u64..8, prop_oneof![9 => Just(0u64), 1 => 1u64..4], 0u64..8, reason());
     prop_oneof![
         2 => drain.prop_map(|(node, stop, ms, force)| Command::Drain {
             node, stop, timeout_ms: u64::from(ms), force,
@@ -314,10 +247,8 @@ fn odds() -> impl Strategy<Value = Command> {
     prop_oneof![
         note,
         Just(Command::FoundFleet(founding())),
-        (any_name(), any::<u128>()).prop_map(|(name, n)| Command::AdmitOperator {
-            name,
-            serial: Uuid::from_u128(n),
-        }),
+        (any_name(), any::<u128>())
+            .prop_map(|(name, n)| Command::AdmitOperator { name, serial: Uuid::from_u128(n) }),
         any_name().prop_map(|name| Command::RemoveOperator { name }),
     ]
 }

@@ -102,14 +102,9 @@ fn only_one_server_founds() {
 fn a_bootstrap_without_its_secrets_is_refused() {
     let mut w = World::fleet(1);
     w.create("lab", 1, 0);
-    let Command::ReportPhase(mut r) = w.phase("n1", Phase::Bootstrapped) else {
-        unreachable!()
-    };
+    let Command::ReportPhase(mut r) = w.phase("n1", Phase::Bootstrapped) else { unreachable!() };
     r.secrets = None;
-    assert_eq!(
-        w.refused(Command::ReportPhase(r.clone())).code,
-        RejectCode::Conflict
-    );
+    assert_eq!(w.refused(Command::ReportPhase(r.clone())).code, RejectCode::Conflict);
     // Even a founder that says it is ready first can hand them in later.
     w.report("n1", Phase::Ready);
     assert_ne!(w.cluster("lab").status, ClusterStatus::Active);
@@ -122,12 +117,7 @@ fn a_bootstrap_without_its_secrets_is_refused() {
 fn an_active_cluster_and_a_ready_member_never_go_back() {
     let mut w = World::lab(2, 1);
     let before = w.cluster("lab").clone();
-    for phase in [
-        Phase::Assigned,
-        Phase::Installing,
-        Phase::Bootstrapped,
-        Phase::JoinRequested,
-    ] {
+    for phase in [Phase::Assigned, Phase::Installing, Phase::Bootstrapped, Phase::JoinRequested] {
         for node in ["n1", "n2", "n3"] {
             let mark = w.state.events.last();
             w.report(node, phase);
@@ -147,9 +137,7 @@ fn ready_is_told_again_only_for_another_version() {
     let mark = w.state.events.last();
     w.report("n1", Phase::Ready);
     assert!(w.kinds(mark).is_empty());
-    let Command::ReportPhase(mut r) = w.phase("n1", Phase::Ready) else {
-        unreachable!()
-    };
+    let Command::ReportPhase(mut r) = w.phase("n1", Phase::Ready) else { unreachable!() };
     r.version = Some("v1.34.2+k3s1".into());
     w.ok(Command::ReportPhase(r));
     assert_eq!(w.kinds(mark), ["k3s.handshake.ready"]);
@@ -160,9 +148,7 @@ fn ready_is_told_again_only_for_another_version() {
 fn reports_about_an_earlier_assignment_are_ignored() {
     let mut w = World::fleet(1);
     w.create("lab", 1, 0);
-    let Command::ReportPhase(mut r) = w.phase("n1", Phase::Installing) else {
-        unreachable!()
-    };
+    let Command::ReportPhase(mut r) = w.phase("n1", Phase::Installing) else { unreachable!() };
     r.order -= 1;
     let mark = w.state.events.last();
     w.ok(Command::ReportPhase(r));
@@ -202,9 +188,7 @@ fn clusters_get_ranges_apart_from_each_other_and_from_the_overlay() {
             workers: vec![],
         }));
     }
-    let shown: Vec<_> = ["a", "b", "c"]
-        .map(|c| w.cluster(c).pods[0].to_string())
-        .into();
+    let shown: Vec<_> = ["a", "b", "c"].map(|c| w.cluster(c).pods[0].to_string()).into();
     assert_eq!(shown, ["10.42.0.0/16", "10.44.0.0/16", "10.46.0.0/16"]);
     assert_eq!(w.cluster("a").services[0].to_string(), "10.43.0.0/16");
 }

@@ -71,11 +71,7 @@ fn identities_are_unique(s: &State) {
     }
     let mut clusters = BTreeSet::new();
     for c in s.clusters.values() {
-        assert!(
-            clusters.insert(&c.name),
-            "two clusters are called {}",
-            c.name
-        );
+        assert!(clusters.insert(&c.name), "two clusters are called {}", c.name);
     }
 }
 
@@ -167,8 +163,7 @@ fn active_never_goes_back(before: &State, after: &State, command: &Command) {
         }
         Command::ReportPhase(r) => {
             let node = before.nodes.get(&r.node);
-            node.and_then(|n| n.assignment.as_ref())
-                .is_some_and(|a| a.leaving)
+            node.and_then(|n| n.assignment.as_ref()).is_some_and(|a| a.leaving)
         }
         _ => false,
     };
@@ -199,10 +194,6 @@ fn events_have_no_gaps(before: &EventRing, after: &EventRing) {
 
 /// Refusals leave at most an event, and the memory of the request.
 fn refusals_change_nothing(before: &State, after: &State, command: &Command) {
-    let bare = |s: &State| State {
-        events: EventRing::default(),
-        requests: [].into(),
-        ..s.clone()
-    };
+    let bare = |s: &State| State { events: EventRing::default(), requests: [].into(), ..s.clone() };
     assert_eq!(bare(before), bare(after), "{command:?} half-applied");
 }

@@ -5,10 +5,7 @@ use crate::apply::{Command, RejectCode};
 use crate::model::{ClusterStatus, Phase, Role};
 
 fn remove(node: &str) -> Command {
-    Command::RemoveNode {
-        name: name(node),
-        force: true,
-    }
+    Command::RemoveNode { name: name(node), force: true }
 }
 
 #[test]
@@ -24,11 +21,7 @@ fn a_cluster_goes_with_its_last_member_and_so_does_its_vip() {
     w.report("n1", Phase::Stopped);
     assert_eq!(
         w.kinds(mark),
-        [
-            "k3s.runtime.stopped",
-            "sdwan.virtual_ip.released",
-            "k3s.cluster.removed"
-        ]
+        ["k3s.runtime.stopped", "sdwan.virtual_ip.released", "k3s.cluster.removed"]
     );
     assert!(w.state.clusters.is_empty() && w.state.vips.is_empty());
     assert_eq!(w.node("n1").assignment, None);
@@ -47,11 +40,7 @@ fn unassigning_twice_or_for_nothing_is_fine() {
     w.ok(World::unassign("n3"));
     assert_eq!(w.cluster("lab").ghosts, [name("n3")]);
     w.ok(World::assign("n3", Role::K3sAgent, Some("lab")));
-    assert!(
-        w.state
-            .member_blocked_by(w.cluster("lab"), w.node("n3"))
-            .is_some()
-    );
+    assert!(w.state.member_blocked_by(w.cluster("lab"), w.node("n3")).is_some());
 }
 
 #[test]
@@ -111,11 +100,7 @@ fn a_lone_server_that_is_replaced_founds_its_cluster_anew() {
     assert_eq!(w.cluster("lab").id, id);
     assert_eq!(w.cluster("lab").bootstrap, Some(new));
     assert_eq!(w.cluster("lab").status, ClusterStatus::Pending);
-    assert!(
-        w.state
-            .member_blocked_by(w.cluster("lab"), w.node("n1"))
-            .is_none()
-    );
+    assert!(w.state.member_blocked_by(w.cluster("lab"), w.node("n1")).is_none());
     w.found_cluster("n1");
     assert_eq!(w.vip("lab").address, address);
     assert_eq!(w.vip("lab").holder, Some(new));
@@ -130,10 +115,7 @@ fn a_cluster_that_lost_its_control_plane_under_its_workers_is_in_error() {
     assert_eq!(more.code, RejectCode::Conflict);
     // It ends when all have left it.
     for node in ["n2", "n3", "n1"] {
-        w.ok(Command::UnassignRole {
-            node: name(node),
-            force: true,
-        });
+        w.ok(Command::UnassignRole { node: name(node), force: true });
         w.report(node, Phase::Stopped);
     }
     assert!(w.state.clusters.is_empty());
@@ -151,10 +133,7 @@ fn a_lost_worker_leaves_a_ghost_only_if_kubernetes_knew_it() {
     assert_eq!(w.cluster("lab").ghosts, [name("n2")]);
     let cluster = w.cluster("lab").id;
     let mark = w.state.events.last();
-    let forget = || Command::ForgetGhost {
-        cluster,
-        name: name("n2"),
-    };
+    let forget = || Command::ForgetGhost { cluster, name: name("n2") };
     w.ok(forget());
     w.ok(forget());
     assert_eq!(w.kinds(mark), ["k3s.node.removed"]);

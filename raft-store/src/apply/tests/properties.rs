@@ -13,10 +13,7 @@ use crate::apply::{Command, Outcome, apply};
 use crate::model::Phase;
 
 fn config() -> ProptestConfig {
-    ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::with_cases(256)
-    }
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) }
 }
 
 fn start() -> impl Strategy<Value = World> {
@@ -150,19 +147,9 @@ proptest! {
 /// Makes a ticket's validity count from now, as its proposer does.
 fn in_time(command: Command, now: u64) -> Command {
     match command {
-        Command::CreateTicket {
-            digest,
-            role,
-            network,
-            expires,
-            uses,
-        } => Command::CreateTicket {
-            digest,
-            role,
-            network,
-            expires: expires.plus(now),
-            uses,
-        },
+        Command::CreateTicket { digest, role, network, expires, uses } => {
+            Command::CreateTicket { digest, role, network, expires: expires.plus(now), uses }
+        }
         other => other,
     }
 }

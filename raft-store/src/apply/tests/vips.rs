@@ -113,10 +113,7 @@ fn the_history_is_kept_and_bounded() {
     assert_eq!(vip.history.len(), HISTORY);
     assert_eq!(vip.generation.0, 61);
     assert_eq!(vip.history.last().unwrap().generation, vip.generation);
-    assert_eq!(
-        w.kinds(0).last(),
-        Some(&"sdwan.virtual_ip.failover_completed")
-    );
+    assert_eq!(w.kinds(0).last(), Some(&"sdwan.virtual_ip.failover_completed"));
 }
 
 #[test]
@@ -130,9 +127,5 @@ fn clusters_of_one_network_have_addresses_of_their_own() {
     w.ok(World::unassign("n1"));
     w.report("n1", Phase::Stopped);
     w.ok(World::assign("n1", Role::K3sServer, Some("three")));
-    assert_eq!(
-        w.vip("three").address,
-        freed,
-        "the lowest free one is taken"
-    );
+    assert_eq!(w.vip("three").address, freed, "the lowest free one is taken");
 }

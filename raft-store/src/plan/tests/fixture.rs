@@ -41,11 +41,7 @@ pub(super) struct Leader {
 impl Leader {
     pub(super) fn new(world: World) -> Self {
         let now = some_instant();
-        Self {
-            world,
-            seen: Liveness::new(now),
-            now,
-        }
+        Self { world, seen: Liveness::new(now), now }
     }
 
     /// Hears each named node, its API as given.
@@ -85,10 +81,7 @@ impl Leader {
         let commands = self.plan();
         for c in &commands {
             let outcome = self.world.run(c.clone());
-            assert!(
-                matches!(outcome, Outcome::Done { .. }),
-                "{c:?}: {outcome:?}"
-            );
+            assert!(matches!(outcome, Outcome::Done { .. }), "{c:?}: {outcome:?}");
         }
         commands
     }

@@ -62,10 +62,7 @@ fn prepare(l: &mut Leader) {
             continue;
         }
         let mut r = l.seen.seen(next).unwrap().report.clone();
-        r.vips.push(PreparedVip {
-            vip: vip.id,
-            generation: vip.generation,
-        });
+        r.vips.push(PreparedVip { vip: vip.id, generation: vip.generation });
         l.seen.report(r, l.now);
     }
 }

@@ -207,9 +207,7 @@ fn without_a_candidate_it_is_said_once() {
     let mut l = Leader::new(World::lab(1, 1));
     l.now += WINDOW;
     let planned = l.turn();
-    let [Command::Note { kind, severity, .. }] = planned.as_slice() else {
-        panic!("{planned:?}")
-    };
+    let [Command::Note { kind, severity, .. }] = planned.as_slice() else { panic!("{planned:?}") };
     assert_eq!(kind, "system.sdwan.virtual_ip.failover_failed");
     assert_eq!(*severity, Severity::Critical);
     assert_eq!(l.plan(), []);

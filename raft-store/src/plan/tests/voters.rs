@@ -60,10 +60,7 @@ fn next(l: &Leader, m: &Membership) -> Option<MembershipChange> {
 
 fn remove(l: &mut Leader, node: &str) -> NodeId {
     let id = l.world.id(node);
-    l.world.ok(Command::RemoveNode {
-        name: name(node),
-        force: true,
-    });
+    l.world.ok(Command::RemoveNode { name: name(node), force: true });
     id
 }
 
@@ -163,9 +160,7 @@ fn a_leader_that_was_removed_hands_over_first() {
     let mut l = fleet(3, 3);
     let m = raft(&l, &["n1", "n2", "n3"], &[]);
     remove(&mut l, "n1");
-    let Some(MembershipChange::Transfer(to)) = next(&l, &m) else {
-        panic!("{:?}", next(&l, &m))
-    };
+    let Some(MembershipChange::Transfer(to)) = next(&l, &m) else { panic!("{:?}", next(&l, &m)) };
     assert!(to == l.world.id("n2") || to == l.world.id("n3"));
 
     // The only voter has nobody to hand over to: the others are made voters, and elect.
