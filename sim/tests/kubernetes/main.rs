@@ -1,5 +1,12 @@
 //! The whole with real Kubernetes in K3s' clothes: pods over the overlay, drains and losses under kubectl.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test that meets what it did not expect ends"
+)]
+
 #[path = "../common/mod.rs"]
 mod common;
 

@@ -237,7 +237,7 @@ fn without_quorum_writes_fail_at_once_and_the_overlay_goes_on() {
         }
     });
     lab.run("n4", &["ping", "-c", "2", "-W", "1", &vip]);
-    let gap = lab.probe("n4", true, 2).end();
+    let gap = lab.probe_address("n4", &format!("[{vip}]:6443"), 2).end();
     assert!(gap.longest < PLANNED_MAX, "the holder keeps serving: {gap:?}");
     for host in ["n1", "n2", "n3"].iter().filter(|h| **h != left) {
         lab.must(&["start", host]);
