@@ -220,7 +220,7 @@ impl Lab {
     pub fn probe_address(&self, host: &str, target: &str, seconds: u32) -> Probe {
         let seconds = seconds.to_string();
         let mut command =
-            self.command(&["exec", host, "--", SIM, "probe", &target, "--seconds", &seconds]);
+            self.command(&["exec", host, "--", SIM, "probe", target, "--seconds", &seconds]);
         let child = command.stdout(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(500));
         Probe(child)
