@@ -3,7 +3,7 @@
 //! | module | what | pure |
 //! |---|---|---|
 //! | [`config`], [`identity`], [`whereabouts`] | what one machine knows of itself and others | mostly |
-//! | [`env`] | the one seam to the outside | ports |
+//! | [`mod@env`] | the one seam to the outside | ports |
 //! | [`project`] | replicated state as specs for overlay and K3s | yes |
 //! | [`daemon`] | the wiring | no |
 //! | [`leader`], [`reporter`], [`gossip`] | loops of the control plane | no |
