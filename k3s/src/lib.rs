@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | [`spec`] | what should run here | yes |
 //! | [`observe`] | what was seen here, and what is reported | yes |
-//! | [`step`] | the next actions | yes |
-//! | [`render`], [`unit`] | K3s' configuration, systemd units | yes |
+//! | [`mod@step`] | the next actions | yes |
+//! | [`render`], [`mod@unit`] | K3s' configuration, systemd units | yes |
 //! | [`release`] | versions, what a release honours, where a binary comes from | yes |
 //! | [`token`], [`kubeconfig`], [`secret`] | K3s' credentials as text | yes |
 //! | [`ca`] | a certificate authority of the cluster's own | draws keys from the system |
