@@ -1,6 +1,10 @@
 //! The rules of the house that a compiler does not know: who may import whom, what is pure, how long a file may be.
 
-#![allow(clippy::unwrap_used, reason = "a test that meets what it did not expect ends")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that meets what it did not expect ends"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

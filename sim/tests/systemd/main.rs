@@ -1,5 +1,11 @@
 //! A machine with systemd, as systemd-nspawn boots it: create, reboot, drain, unassign.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that meets what it did not expect ends"
+)]
+
 #[path = "../common/mod.rs"]
 mod common;
 
