@@ -63,6 +63,9 @@ pub struct FleetView {
     pub quorum: bool,
     /// How each node stands.
     pub nodes: BTreeMap<NodeId, NodeView>,
+    /// Whether others refuse the answering node because it was removed.
+    #[serde(default)]
+    pub removed: bool,
 }
 
 /// What the leader sees of one node.

@@ -308,6 +308,11 @@ impl Scene<'_> {
 
     /// Returns what is wrong, worst first.
     pub fn problems(&self) -> Vec<String> {
+        if self.view.removed {
+            return vec![
+                "this node was removed from the fleet; to take it back, empty its state folder and join with a new ticket".into(),
+            ];
+        }
         let mut problems = Vec::new();
         if self.view.leader.is_none() || !self.view.quorum {
             let voters: Vec<String> =

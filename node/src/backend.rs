@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::env::Env;
 use crate::frames::{self, Gossip, Heard};
 use crate::leader::{LeaderHandle, proposal};
+use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
 
 /// How long the leader may take to say what it sees.
@@ -38,6 +39,8 @@ pub struct Backend<E: Env> {
     pub leader: LeaderHandle,
     /// Where nodes are.
     pub book: SharedBook,
+    /// What this node saw of itself.
+    pub own: OwnHandle,
     /// The fleet's key, once handed over.
     pub fleet_key: watch::Receiver<Option<FleetKey>>,
     /// Lines for `/metrics` that the loops keep.
@@ -97,7 +100,14 @@ impl<E: Env> Backend<E> {
     fn blind_view(&self) -> FleetView {
         let status = self.store.status();
         let voters = status.voters.iter().copied().map(NodeId).collect();
-        FleetView { leader: None, term: status.term, voters, quorum: false, ..FleetView::default() }
+        FleetView {
+            leader: None,
+            term: status.term,
+            voters,
+            quorum: false,
+            removed: self.own.removed(),
+            ..FleetView::default()
+        }
     }
 }
 

@@ -203,7 +203,8 @@ fn start_control<E: Env>(
     let (env, store) = (shared.env.clone(), shared.store.clone());
     let looking = Leader::new(env, store.clone(), shared.fleet_key.clone()).run(inbox);
     scope.spawn("leader", looking);
-    let reporting = reporter::run(shared.me, store, transport.clone(), leader.clone(), shared.own);
+    let reporting =
+        reporter::run(shared.me, store, transport.clone(), leader.clone(), shared.own.clone());
     scope.spawn("reporter", reporting);
     Arc::new(Backend {
         env: shared.env,
@@ -212,6 +213,7 @@ fn start_control<E: Env>(
         transport,
         leader,
         book: shared.book,
+        own: shared.own,
         fleet_key: shared.fleet_key,
         metrics,
     })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use raft_store::raft::Store;
+use raft_store::raft::{Store, TransportError};
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -13,6 +13,7 @@ use crate::agent::Shared;
 use crate::config::Config;
 use crate::env::{Env, Wire};
 use crate::frames::{self, Gossip};
+use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
 use crate::whereabouts::Record;
 
@@ -31,6 +32,7 @@ pub struct Gossiper<E: Env> {
     me: Record,
     listen: u16,
     advertise: Vec<SocketAddr>,
+    own: OwnHandle,
 }
 
 impl<E: Env> Gossiper<E> {
@@ -43,7 +45,8 @@ impl<E: Env> Gossiper<E> {
         let me = Record { uuid, node, incarnation, seq: 0, addresses };
         let advertise = config.advertise.clone();
         let listen = config.listen.port();
-        let mut gossiper = Self { env, book, store, me, listen, advertise };
+        let mut gossiper =
+            Self { env, book, store, me, listen, advertise, own: shared.own.clone() };
         gossiper.look_at_self();
         gossiper
     }
@@ -114,6 +117,12 @@ impl<E: Env> Gossiper<E> {
             async move { wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE).await }
         });
         let (known, hinted) = futures::join!(join_all(asked), join_all(hinted));
+        let refused = |answer: &Result<_, TransportError>| matches!(answer, Err(TransportError::Refused(why)) if why.contains("was removed from the fleet"));
+        let removed = known.iter().any(refused);
+        if removed && !self.own.removed() {
+            tracing::warn!("others refuse this node: it was removed from the fleet");
+        }
+        self.own.update(|own| own.removed = removed);
         let mut news = false;
         for (_, body) in known.into_iter().chain(hinted).flatten() {
             match frames::decode::<Gossip>(&body) {

@@ -164,6 +164,7 @@ impl<E: Env> Leader<E> {
             voters: status.voters.iter().copied().map(NodeId).collect(),
             quorum: has_quorum(&status),
             nodes: state.nodes.keys().map(node).collect(),
+            removed: false,
         }
     }
 

@@ -19,6 +19,8 @@ pub struct Own {
     pub k3s_waits: Option<String>,
     /// What the overlay loop could not do.
     pub overlay_waits: Option<String>,
+    /// Whether others refuse this node because it was removed.
+    pub removed: bool,
 }
 
 /// Everybody's handle on it.
@@ -44,6 +46,11 @@ impl OwnHandle {
     /// Returns a reader.
     pub fn subscribe(&self) -> watch::Receiver<Own> {
         self.0.subscribe()
+    }
+
+    /// Returns whether others refuse this node because it was removed.
+    pub fn removed(&self) -> bool {
+        self.0.borrow().removed
     }
 
     /// Makes the report for the leader.
