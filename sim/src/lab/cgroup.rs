@@ -45,6 +45,17 @@ pub(super) fn enter(name: &str) {
     }
 }
 
+/// Returns the names of all groups at the top, of hosts or not.
+pub(super) fn names() -> Vec<String> {
+    let entries =
+        hierarchies().into_iter().filter_map(|h| fs::read_dir(h).ok()).flatten().flatten();
+    let mut names: Vec<String> =
+        entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 /// Removes a host's groups with all below; what still ends is waited for a little.
 pub(super) fn remove(name: &str) {
     for hierarchy in hierarchies() {

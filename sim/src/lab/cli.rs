@@ -7,7 +7,7 @@ use nix::unistd::geteuid;
 
 use super::fleet::Progress;
 use super::store::{self, HostRecord, Lab};
-use super::{Result, faults, fleet, host, runtime, say, status, wire};
+use super::{Result, cgroup, faults, fleet, host, runtime, say, status, wire};
 
 /// `skein-sim lab`.
 #[derive(Debug, Args)]
@@ -220,11 +220,12 @@ fn boot_member(lab: &Lab, h: &HostRecord) -> Result<()> {
 }
 
 fn wipe(lab: &Lab, h: &HostRecord) -> Result<()> {
+    let position = lab.hosts.iter().position(|x| x.name == h.name).unwrap_or(0);
+    // The ticket first: without one the host could not come back.
+    let ticket = fleet::ticket(lab, if position < lab.servers { "voter" } else { "any" })?;
     host::crash(lab, h);
     let disk = lab.host_dir(h).join("disk");
     std::fs::remove_dir_all(&disk).map_err(|e| format!("{}: {e}", disk.display()))?;
-    let position = lab.hosts.iter().position(|x| x.name == h.name).unwrap_or(0);
-    let ticket = fleet::ticket(lab, if position < lab.servers { "voter" } else { "any" })?;
     host::boot(lab, h)?;
     let line = format!("skein join {ticket} --name {} --replaces {} --foreground", h.name, h.name);
     host::detach(lab, h, &line, "/var/log/skein.log")
@@ -304,9 +305,9 @@ fn up(
     }
     progress.end();
     super::print(host::exec(&lab, &lab.hosts[0], &["skein", "status"])?);
-    let option = if name == "lab" { String::new() } else { format!(" --name {name}") };
+    let lab = if name == "lab" { "./lab".to_owned() } else { format!("./lab --name {name}") };
     say("try next:");
-    for line in [
+    for verb in [
         "exec n1 -- skein vip ls",
         "drain n1",
         "kill n2",
@@ -314,10 +315,7 @@ fn up(
         "start n2",
         "down",
     ] {
-        say(format!(
-            "  ./lab {line}{option}",
-            option = if line.starts_with("exec") { String::new() } else { option.clone() }
-        ));
+        say(format!("  {lab} {verb}"));
     }
     Ok(())
 }
@@ -347,12 +345,18 @@ fn down(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes namespaces of the lab that a crash kept out of its records.
+/// Removes what a crash kept out of the lab's records.
 fn sweep(name: &str) {
     let prefix = format!("skein-{name}-");
+    let ours = |name: &str| name.strip_prefix(&prefix).is_some_and(|host| !host.contains('-'));
+    host::kill_all(&store::dir(name));
+    for group in cgroup::names().iter().filter(|group| ours(group)) {
+        cgroup::kill(group);
+        cgroup::remove(group);
+    }
     for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let ns = entry.file_name().to_string_lossy().into_owned();
-        if ns.starts_with(&prefix) && !ns[prefix.len()..].contains('-') {
+        if ours(&ns) {
             super::try_sh("ip", &["netns", "del", &ns]);
         }
     }

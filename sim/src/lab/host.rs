@@ -1,6 +1,8 @@
 //! One host: boot, run something in it, end it. Shell.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -213,6 +215,19 @@ pub(super) fn remove(lab: &Lab, h: &HostRecord) {
     wire::unplug(lab, h);
     cgroup::remove(&lab.cgroup(h));
     let _ = fs::remove_dir_all(lab.host_dir(h));
+}
+
+/// Ends all hosts whose folder lies in `dir`, also such as were never recorded.
+pub(super) fn kill_all(dir: &Path) {
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let args: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+        let init = args.get(1) == Some(&&b"lab-init"[..])
+            && args.get(2).is_some_and(|a| Path::new(OsStr::from_bytes(a)).starts_with(dir));
+        if let (true, Ok(pid)) = (init, entry.file_name().to_string_lossy().parse()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
 }
 
 /// Finds the daemon of a host: its pid, and whether it is stopped.

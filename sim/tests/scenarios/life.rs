@@ -194,6 +194,15 @@ fn nothing_is_left_when_up_is_killed() {
 
 #[test]
 #[ignore = "makes hosts: ./check rehearsal"]
+fn nothing_is_left_when_the_records_are_damaged() {
+    let Some(lab) = Lab::rehearsal("damaged", 1, 1) else { return };
+    let dir = lab.host("n1")["dir"].as_str().unwrap().to_owned();
+    std::fs::write(std::path::Path::new(&dir).with_file_name("lab.json"), "{").unwrap();
+    lab.down();
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
 fn up_goes_on_where_it_was_interrupted() {
     let Some(lab) = Lab::reserve("resumed") else {
         return;
