@@ -146,6 +146,7 @@ fn a_wiped_host_takes_its_own_place_again() {
             .is_some_and(|v| v.len() == 3 && v.iter().any(|x| x == "n3"));
         if votes { Ok(()) } else { Err(status.to_string()) }
     });
+    lab.settled("n1", 60);
     let nodes = lab.ask("n1", &["status"]).unwrap();
     assert_eq!(nodes["nodes"].as_array().map(Vec::len), Some(4), "the old one is retired: {nodes}");
     lab.down();
