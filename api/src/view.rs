@@ -63,6 +63,9 @@ impl Scene<'_> {
                 n.name
             ));
         }
+        if self.health(n.id) == Health::Unknown {
+            waits.push(format!("word from {}: it has not been heard of yet", n.name));
+        }
         if n.key_box.is_none() {
             waits.push("the leader to hand over the fleet's key".into());
         }
@@ -158,15 +161,13 @@ impl Scene<'_> {
         if a.leaving {
             return "leaving";
         }
+        // What was agreed once says nothing of now: after a reboot K3s has to start first.
+        let api_up = a.role != Role::K3sServer || self.api_ready(n.id) == Some(true);
         match (a.phase, self.health(n.id)) {
             (_, Health::Lost) => "down",
             (Phase::Stopped, _) => "stopped",
             _ if n.drain.is_some() => "draining",
-            (Phase::Ready, _)
-                if a.role == Role::K3sServer && self.api_ready(n.id) == Some(false) =>
-            {
-                "unready"
-            }
+            (Phase::Ready, Health::Live) if !api_up => "unready",
             (phase, _) => phase.as_str(),
         }
     }
