@@ -2,7 +2,7 @@
 
 use raft_store::apply::{Change, Command, NewNode};
 use raft_store::model::{Digest, PublicKey, TicketId};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, name, optional_name};
@@ -11,7 +11,7 @@ use crate::pki::Caller;
 use crate::proto;
 use crate::proto::join_server::Join;
 use crate::proto::peer_server::Peer;
-use crate::status::{from_call, invalid};
+use crate::status::{detail, from_call, invalid, status};
 
 fn key(text: &str, which: &str) -> Result<PublicKey, Status> {
     text.parse().map_err(|e: raft_store::model::InvalidKey| {
@@ -46,13 +46,24 @@ impl<D: Daemon> Join for Api<D> {
         let command = Command::AdmitNode {
             ticket: TicketId(r.ticket),
             digest: Digest::of(&r.secret),
-            node,
+            node: node.clone(),
             replaces: optional_name(&r.replaces)?,
         };
-        let node_id = match self.propose(&request, &r.request_id, command).await? {
-            Change::Node { id } => id.0,
+        let id = match self.propose(&request, &r.request_id, command).await? {
+            Change::Node { id } => id,
             _ => return Err(Status::internal("the machine was admitted, but not named")),
         };
+        // A repeated request id is answered with what was decided first, whatever it asks for now.
+        let admitted = self.daemon.read(false).await.map_err(from_call)?.state;
+        let same = admitted.nodes.get(&id).is_some_and(|n| {
+            n.uuid == uuid && n.wireguard == node.wireguard && n.sealing == node.sealing
+        });
+        if !same {
+            let why = "its request id belongs to another machine, or it was removed since";
+            let next = "join with a new ticket: skein ticket create";
+            let detail = detail("conflict", "the machine was not admitted", why, next);
+            return Err(status(Code::FailedPrecondition, detail));
+        }
         let members = self.daemon.whereabouts().into_iter().map(|w| proto::Whereabouts {
             uuid: w.uuid.to_string(),
             node: w.node,
@@ -64,7 +75,7 @@ impl<D: Daemon> Join for Api<D> {
             certificate_pem,
             ca_pem: fleet.ca_cert.clone(),
             fleet_id: fleet.id.to_string(),
-            node_id,
+            node_id: id.0,
             members: members.collect(),
             ipv4_pool: fleet.ipv4_pool.to_string(),
         }))
