@@ -281,3 +281,27 @@ fn each_acknowledged_batch_is_preceded_by_exactly_one_sync() {
         assert_eq!(counting.0.load(Ordering::SeqCst), before + n + 2);
     }
 }
+
+#[test]
+fn a_store_whose_file_is_still_held_is_in_use_not_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SledOptions::new(dir.path(), "owner");
+    drop(SledDisk::open(&options).unwrap());
+    let held = sled::Config::new()
+        .path(dir.path().join("gen-1"))
+        .segment_size(512 * 1024)
+        .mode(sled::Mode::LowSpace)
+        .open()
+        .unwrap();
+    let refused = SledDisk::open(&options).map(drop);
+    assert!(matches!(refused, Err(OpenError::InUse(_))), "{refused:?}");
+    drop(held);
+    // sled's own threads may need a moment to let go.
+    for _ in 0..200 {
+        match SledDisk::open(&options) {
+            Err(OpenError::InUse(_)) => std::thread::sleep(Duration::from_millis(10)),
+            opened => return drop(opened.unwrap()),
+        }
+    }
+    panic!("the file is held for ever");
+}

@@ -27,6 +27,8 @@ pub(super) struct Generation {
 pub(super) enum OpenFailure {
     /// The machine refuses for now; the store itself may be whole.
     Io(io::Error),
+    /// Somebody still has sled's own file.
+    InUse,
     /// It is not what was acknowledged.
     Damaged(String),
 }
@@ -35,6 +37,8 @@ impl From<sled::Error> for OpenFailure {
     fn from(e: sled::Error) -> Self {
         use io::ErrorKind as Kind;
         match e {
+            // sled wraps the refusal of its lock into an error without a kind of its own.
+            sled::Error::Io(e) if e.to_string().contains("could not acquire lock") => Self::InUse,
             sled::Error::Io(e)
                 if matches!(
                     e.kind(),

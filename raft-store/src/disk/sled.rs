@@ -133,6 +133,7 @@ impl SledDisk {
         let (generation, loaded) = match generation::open(&path, &disk, tail.seq()) {
             Ok(opened) => opened,
             Err(OpenFailure::Io(source)) => return Err(io_error(&path)(source)),
+            Err(OpenFailure::InUse) => return Err(OpenError::InUse(place.dir)),
             Err(OpenFailure::Damaged(why)) => return Err(place.put_aside(why)),
         };
         tail.continue_from(generation.seq().unwrap_or_default());
@@ -168,6 +169,7 @@ fn make(place: &Place, disk: &Arc<dyn Durability>) -> Result<u64, OpenError> {
             Ok((_, loaded)) if loaded == Loaded::default() => {}
             Ok(_) => return Err(place.put_aside("IDENTITY is missing".into())),
             Err(OpenFailure::Io(source)) => return Err(io_error(&left)(source)),
+            Err(OpenFailure::InUse) => return Err(OpenError::InUse(place.dir.clone())),
             Err(OpenFailure::Damaged(why)) => return Err(place.put_aside(why)),
         }
         fs::remove_dir_all(&left).map_err(io_error(&left))?;
@@ -183,13 +185,14 @@ fn make(place: &Place, disk: &Arc<dyn Durability>) -> Result<u64, OpenError> {
 }
 
 struct Writer {
-    place: Place,
     number: u64,
     generation: Generation,
     tail: Tail,
     disk: Arc<dyn Durability>,
     roll: Roll,
     failed: Option<DiskError>,
+    /// Last, so that the folder's lock is given back only after sled has closed its file.
+    place: Place,
 }
 
 impl Writer {
