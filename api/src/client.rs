@@ -17,6 +17,9 @@ use crate::ticket::JoinTicket;
 use crate::tls::{Papers, join_client};
 use crate::transport::{chain, connect};
 
+/// How long one member may take over an admission, which is committed meanwhile.
+const REDEEM_MAX: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// A failure as the command line shows it: three lines and an exit code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {why}")]
@@ -138,10 +141,18 @@ pub async fn redeem(
             }
         };
         let mut client = proto::join_client::JoinClient::new(channel);
-        match client.redeem(request.clone()).await {
+        let answer = tokio::time::timeout(REDEEM_MAX, client.redeem(request.clone())).await;
+        let answer =
+            answer.unwrap_or_else(|_| Err(Status::unavailable("it did not answer in time")));
+        match answer {
             Ok(answer) => return Ok(answer.into_inner()),
             // Another member may answer where this one cannot; a refusal is the same everywhere.
-            Err(s) if matches!(s.code(), tonic::Code::Unavailable | tonic::Code::Unknown) => {
+            Err(s)
+                if matches!(
+                    s.code(),
+                    tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::DeadlineExceeded
+                ) =>
+            {
                 tried.push(format!("{endpoint}: {}", read_detail(&s).why));
             }
             Err(s) => return Err(s.into()),

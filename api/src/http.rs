@@ -31,7 +31,9 @@ pub async fn serve<D: Daemon>(daemon: Arc<D>, listener: TcpListener) -> std::io:
 async fn readyz<D: Daemon>(State(daemon): State<Arc<D>>) -> impl IntoResponse {
     let view = daemon.view().await;
     let state = daemon.state();
-    let why = if state.fleet.is_none() {
+    let why = if view.removed {
+        Some("this node was removed from the fleet")
+    } else if state.fleet.is_none() {
         Some("nothing has been replicated to this node yet")
     } else if view.leader.is_none() {
         Some("there is no leader")

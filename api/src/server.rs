@@ -1,7 +1,7 @@
 //! Listeners: gRPC with mutual TLS on TCP, and without on the local socket. Shell.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,7 +122,8 @@ pub async fn serve_local<D: Daemon>(
 /// What the operating system answered.
 pub fn bind_local(path: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
+        // Nobody else may even look, also in the moment before the socket's own mode is set.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::Stream;
 use raft_store::apply::{Change, Command};
 use raft_store::model::{self, Digest, TicketId, TicketRole};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, name, optional_name};
@@ -15,7 +15,7 @@ use crate::pki::{Authority, fingerprint};
 use crate::proto::fleet_server::Fleet;
 use crate::proto::{self, AddEndpointResponse, ListEventsResponse};
 use crate::secrets::CA_KEY;
-use crate::status::{from_call, invalid};
+use crate::status::{detail, from_call, invalid, status};
 use crate::ticket::{ENDPOINTS_MAX, JoinTicket};
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -101,6 +101,17 @@ impl<D: Daemon> Fleet for Api<D> {
         let state = self.daemon.state();
         let not_ready = || from_call(CallError::NotReady("the fleet is not founded yet".into()));
         let fleet = state.fleet.as_ref().ok_or_else(not_ready)?;
+        // A repeated request was answered from memory: the secret that counts was handed out then.
+        let ours = Digest::of(&secret);
+        if state.tickets.get(&id).is_some_and(|t| t.digest != ours) {
+            let detail = detail(
+                "conflict",
+                "the ticket cannot be shown again",
+                format!("this request was carried out before, as ticket {id}"),
+                format!("skein ticket revoke {id}, and make another: skein ticket create"),
+            );
+            return Err(status(Code::FailedPrecondition, detail));
+        }
         let ticket = JoinTicket {
             fleet: fleet.id,
             id: id.0,
