@@ -2,6 +2,7 @@
 
 use raft_store::model::State;
 use tonic::{Code, Status};
+use uuid::Uuid;
 
 use crate::pki::Caller;
 use crate::status::{detail, status};
@@ -11,11 +12,25 @@ const OPEN: [&str; 2] = ["/skein.v1.Join/", "/grpc.health.v1.Health/"];
 /// The service between daemons.
 const PEER: &str = "/skein.v1.Peer/";
 
+/// The refusal of a node that was removed; daemons know it by its words.
+pub(crate) fn removed() -> Status {
+    let next = "join again with a new ticket: skein join TICKET";
+    let why = "this node was removed from the fleet";
+    status(Code::PermissionDenied, detail("forbidden", "the call was refused", why, next))
+}
+
 /// Decides whether `caller` may call the method at `path`; returns the name for the record.
+///
+/// `quorum_needs` tells of a removed node whether Raft has to hear it until its vote is gone.
 ///
 /// # Errors
 /// A refusal that says why.
-pub fn allow(path: &str, caller: &Caller, state: &State) -> Result<String, Status> {
+pub fn allow(
+    path: &str,
+    caller: &Caller,
+    state: &State,
+    quorum_needs: impl FnOnce(Uuid) -> bool,
+) -> Result<String, Status> {
     let refuse = |why: String, next: &str| {
         Err(status(Code::PermissionDenied, detail("forbidden", "the call was refused", why, next)))
     };
@@ -23,8 +38,7 @@ pub fn allow(path: &str, caller: &Caller, state: &State) -> Result<String, Statu
     match caller {
         Caller::Local if !peer => Ok("local".into()),
         Caller::Node(uuid) if state.is_retired(*uuid) => {
-            let next = "empty its state folder and join again with a new ticket";
-            refuse("this node was removed from the fleet".into(), next)
+            if peer && quorum_needs(*uuid) { Ok(format!("node/{uuid}")) } else { Err(removed()) }
         }
         Caller::Node(uuid) => match state.node_by_uuid(*uuid) {
             Some(node) => Ok(format!("node/{}", node.name)),
@@ -55,7 +69,6 @@ pub fn allow(path: &str, caller: &Caller, state: &State) -> Result<String, Statu
 mod tests {
     use super::*;
     use raft_store::model::{NodeId, Operator, Retired, UnixMillis};
-    use uuid::Uuid;
 
     #[test]
     fn only_members_operators_and_this_machine_are_let_in() {
@@ -67,6 +80,9 @@ mod tests {
         let serial = Uuid::from_u128(4);
         state.operators.insert(ann.clone(), Operator { name: ann, serial, at: UnixMillis(0) });
         let op = |serial| Caller::Operator { name: "ann".into(), serial };
+        let allow = |path: &str, caller: &Caller, state: &State| {
+            super::allow(path, caller, state, |_| false)
+        };
         let status = "/skein.v1.Fleet/GetStatus";
         let peer = "/skein.v1.Peer/Call";
         assert!(allow(status, &Caller::Local, &state).is_ok());
@@ -79,5 +95,8 @@ mod tests {
         assert!(allow(peer, &Caller::Node(gone), &state).is_err());
         assert!(allow(status, &Caller::Node(gone), &state).is_err());
         assert!(allow(status, &Caller::Node(Uuid::from_u128(8)), &state).is_err());
+        let needed = |path: &str| super::allow(path, &Caller::Node(gone), &state, |id| id == gone);
+        assert!(needed(peer).is_ok(), "Raft hears it until its vote is gone");
+        assert!(needed(status).is_err(), "but the API does not");
     }
 }

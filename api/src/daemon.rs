@@ -105,6 +105,9 @@ pub trait Daemon: Send + Sync + 'static {
     /// Reads state: linearizable, or (`stale`) what this node has.
     fn read(&self, stale: bool) -> impl Future<Output = Result<Snapshot, CallError>> + Send;
 
+    /// Tells whether Raft still needs the vote of this removed node.
+    fn quorum_needs(&self, removed: Uuid) -> bool;
+
     /// Returns what this node has applied.
     fn state(&self) -> Arc<State>;
 

@@ -4,7 +4,7 @@ use raft_store::model::{
     Assignment, Cluster, ClusterStatus, DrainStep, Node, NodeId, Phase, Role, State, UnixMillis,
     Vip,
 };
-use raft_store::plan::Health;
+use raft_store::plan::{Health, unfit};
 
 use crate::daemon::FleetView;
 use crate::proto;
@@ -396,17 +396,14 @@ impl Scene<'_> {
             .collect()
     }
 
+    /// Tells whether a node is heard and its API server answers.
+    pub fn serves(&self, id: NodeId) -> bool {
+        self.health(id) == Health::Live && self.api_ready(id) == Some(true)
+    }
+
     fn refusal(&self, v: &Vip, n: &Node) -> Option<String> {
-        if let Err(reason) = self.state.candidacy(v, n) {
-            return Some(reason);
-        }
-        match (self.health(n.id), self.api_ready(n.id)) {
-            (Health::Lost, _) => Some("is not heard of".into()),
-            (Health::Unknown, _) => Some("has not been heard of yet".into()),
-            (Health::Live, Some(true)) => None,
-            (Health::Live, Some(false)) => Some("its API server is not ready".into()),
-            (Health::Live, None) => Some("has not said yet whether its API server is ready".into()),
-        }
+        let report = self.view.nodes.get(&n.id).and_then(|v| v.report.as_ref());
+        unfit(self.state, v, n, self.health(n.id), report)
     }
 }
 

@@ -10,14 +10,14 @@ use api::daemon::{
 use bytes::Bytes;
 use raft_store::apply::{Change, Command, Outcome};
 use raft_store::model::{Network, NodeId, RequestId, State, UnixMillis};
-use raft_store::plan::Report;
+use raft_store::plan::{Report, quorum_needs};
 use raft_store::raft::{Frame, ProposeError, ReadError, Store, Transport as _, kind};
 use raft_store::seal::FleetKey;
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::env::Env;
-use crate::frames::{self, Gossip, Heard};
+use crate::frames::{self, Gossip};
 use crate::leader::{LeaderHandle, proposal};
 use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
@@ -48,12 +48,20 @@ pub struct Backend<E: Env> {
 }
 
 impl<E: Env> Backend<E> {
-    async fn own_frame(&self, kind: u32, body: &Bytes) -> Result<(u32, Bytes), String> {
+    async fn own_frame(
+        &self,
+        from: Uuid,
+        kind: u32,
+        body: &Bytes,
+    ) -> Result<(u32, Bytes), String> {
         match kind {
             frames::kind::REPORT => {
                 let report: Report = frames::decode(body)?;
-                let leader = self.leader.report(report).await;
-                Ok((kind, frames::encode(&Heard { leader })))
+                let whose = self.store.state().nodes.get(&report.node).map(|n| n.uuid);
+                if whose.is_some_and(|uuid| uuid != from) {
+                    return Err(format!("{from} reports for node {}", report.node));
+                }
+                Ok((kind, frames::encode(&self.leader.report(report).await)))
             }
             frames::kind::VIEW => Ok((kind, frames::encode(&self.leader.view().await))),
             frames::kind::GOSSIP => {
@@ -139,6 +147,11 @@ impl<E: Env> Daemon for Backend<E> {
         Ok(Snapshot { state: published.state, applied: published.index })
     }
 
+    fn quorum_needs(&self, removed: Uuid) -> bool {
+        let voters = self.store.status().voters.iter().copied().map(NodeId).collect();
+        quorum_needs(&self.store.state(), &voters, removed)
+    }
+
     fn state(&self) -> Arc<State> {
         self.store.state()
     }
@@ -163,7 +176,7 @@ impl<E: Env> Daemon for Backend<E> {
 
     async fn frame(&self, from: Uuid, kind: u32, body: Bytes) -> Result<(u32, Bytes), CallError> {
         if kind > kind::LAST {
-            return self.own_frame(kind, &body).await.map_err(CallError::NotReady);
+            return self.own_frame(from, kind, &body).await.map_err(CallError::NotReady);
         }
         // Only tells senders of snapshots apart.
         let sender = from.as_u64_pair().1;

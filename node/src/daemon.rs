@@ -1,5 +1,6 @@
 //! The wiring: opens the store, starts the loops, serves the API, and ends when something vital does. Shell.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -163,13 +164,43 @@ pub async fn run<E: Env>(
         fleet_key,
     };
     scope.spawn("key", open_key(store.clone(), member.node, *identity.sealing(), key));
+    let vital = Vital { scope: &scope, fatal: &fatal };
     let gossiper = Gossiper::new(&shared, (identity.uuid(), member.node.0), &config);
-    scope.spawn("gossip", gossiper.run());
-    let metrics = start_agents(&scope, shared.clone(), &identity, &config, &paths);
-    let backend = start_control(&scope, shared, transport, metrics);
+    vital.spawn("gossip", gossiper.run());
+    let metrics = start_agents(&vital, shared.clone(), &identity, &config, &paths);
+    let backend = start_control(&vital, shared, transport, metrics);
     serve(&scope, &fatal, backend, server_tls, listeners);
-    scope.spawn("raft watch", watch_raft(store.clone(), fatal));
+    vital.spawn("raft watch", watch_raft(store.clone(), fatal.clone()));
     end(&scope, &store, ended).await
+}
+
+/// Starts loops without which the daemon must not go on: half a daemon would keep its lease on everything.
+struct Vital<'a> {
+    scope: &'a Scope,
+    fatal: &'a mpsc::Sender<String>,
+}
+
+impl Vital<'_> {
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let end = End { name, fatal: self.fatal.clone() };
+        self.scope.spawn(name, async move {
+            let _end = end;
+            task.await;
+        });
+    }
+}
+
+/// Ends the daemon when it is dropped, also by a panic.
+struct End {
+    name: &'static str,
+    fatal: mpsc::Sender<String>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Full or closed only if the daemon ends already.
+        let _ = self.fatal.try_send(format!("the {} loop ended", self.name));
+    }
 }
 
 /// Waits for the end, and ends in order.
@@ -194,7 +225,7 @@ async fn end<W: crate::env::Wire>(
 
 /// Starts the leader's loop and the reports to it, and puts together what the API needs.
 fn start_control<E: Env>(
-    scope: &Scope,
+    vital: &Vital<'_>,
     shared: Shared<E>,
     transport: NodeTransport<E::Wire>,
     metrics: watch::Receiver<String>,
@@ -202,10 +233,10 @@ fn start_control<E: Env>(
     let (leader, inbox) = channel();
     let (env, store) = (shared.env.clone(), shared.store.clone());
     let looking = Leader::new(env, store.clone(), shared.fleet_key.clone()).run(inbox);
-    scope.spawn("leader", looking);
+    vital.spawn("leader", looking);
     let reporting =
         reporter::run(shared.me, store, transport.clone(), leader.clone(), shared.own.clone());
-    scope.spawn("reporter", reporting);
+    vital.spawn("reporter", reporting);
     Arc::new(Backend {
         env: shared.env,
         me: shared.me,
@@ -220,7 +251,7 @@ fn start_control<E: Env>(
 }
 
 fn start_agents<E: Env>(
-    scope: &Scope,
+    vital: &Vital<'_>,
     shared: Shared<E>,
     identity: &Identity,
     config: &Config,
@@ -230,11 +261,11 @@ fn start_agents<E: Env>(
     let (left_tx, left) = watch::channel(false);
     let wireguard = zeroize::Zeroizing::new(*identity.wireguard());
     let overlay = OverlayAgent::new(shared.clone(), wireguard, metrics_tx);
-    scope.spawn("overlay", overlay.run());
+    vital.spawn("overlay", overlay.run());
     let dir = paths.state_dir.join("k3s");
     let data_dir = config.k3s.data_dir.clone().unwrap_or_else(|| "/var/lib/rancher/k3s".into());
-    scope.spawn("k3s", K3sAgent::new(shared.clone(), release(config), dir, left).run());
-    scope.spawn("chores", ChoresAgent::new(shared, data_dir, left_tx).run());
+    vital.spawn("k3s", K3sAgent::new(shared.clone(), release(config), dir, left).run());
+    vital.spawn("chores", ChoresAgent::new(shared, data_dir, left_tx).run());
     metrics
 }
 

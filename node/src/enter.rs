@@ -14,7 +14,9 @@ use api::ticket::JoinTicket;
 use ipnet::{Ipv4Net, Ipv6Net};
 use raft_store::apply::{Command, FoundFleet, NewNode, Outcome, Proposal};
 use raft_store::model::{FOUNDER, Name, NodeId, RequestId, default_pools, overlap4};
-use raft_store::raft::{Frame, Profile, Store, StoreConfig, Transport, TransportError};
+use raft_store::raft::{
+    Frame, Profile, Store, StoreConfig, Transport, TransportError, is_put_aside,
+};
 use raft_store::seal::FleetKey;
 use uuid::Uuid;
 
@@ -126,8 +128,12 @@ async fn found(
     store.found(identity.uuid()).await.map_err(|e| failed(&e))?;
     // A single voter leads at once; what an earlier attempt committed is applied by then.
     store.read_linear(FOUND_MAX).await.map_err(|e| failed(&e))?;
-    if store.state().fleet.is_some() {
-        return Ok(());
+    if let Some(founder) = store.state().nodes.get(&FOUNDER) {
+        if founder.name == init.name {
+            return Ok(());
+        }
+        let why = format!("an interrupted `skein init` named this machine {}", founder.name);
+        return Err(fail(WHAT, why, &format!("skein init --name {}", founder.name)));
     }
     let at = wall();
     let now_s = at.0 / 1000;
@@ -239,6 +245,31 @@ fn choose_pool(wanted: Option<Ipv4Net>) -> Result<Ipv4Net, ApiError> {
     }
 }
 
+/// Gives up an identity that no fleet takes back: its store was put aside, or its node was removed.
+fn forget_what_was(dir: &Path, what: &'static str) -> Result<(), ApiError> {
+    let identity = match Identity::load(dir) {
+        Ok(identity) => identity,
+        Err(IdentityError::Missing(_)) => return Ok(()),
+        Err(e) => return Err(identity_error(what)(e)),
+    };
+    let Ok(m) = identity.membership() else { return Ok(()) };
+    let unusable = |e: std::io::Error| fail(what, e, "mend the state folder, or empty it");
+    let aside = is_put_aside(dir, m.fleet, m.node.0).map_err(unusable)?;
+    let removed = Book::load(&dir.join("whereabouts.json")).removed();
+    if !aside && !removed {
+        return Ok(());
+    }
+    if removed && !aside {
+        // Nothing in it counts any more, and the next node's store has another owner.
+        match std::fs::remove_dir_all(dir.join("store")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unusable(e)),
+            _ => {}
+        }
+    }
+    tracing::warn!(was = %m.name, "this machine's former identity is given up");
+    Identity::forget(dir).map_err(identity_error(what))
+}
+
 /// Joins a fleet with a ticket; done already is fine if it is the same fleet and name.
 ///
 /// # Errors
@@ -250,6 +281,7 @@ pub async fn join(
     replaces: Option<&Name>,
 ) -> Result<Identity, ApiError> {
     const WHAT: &str = "this machine did not join";
+    forget_what_was(dir, WHAT)?;
     let mut identity = load_identity(dir, WHAT)?;
     if let Ok(m) = identity.membership() {
         if m.fleet == ticket.fleet && m.name == *name {

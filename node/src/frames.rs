@@ -1,5 +1,8 @@
 //! The daemon's own frames: reports, the leader's view, whereabouts. Pure.
 
+use std::collections::BTreeSet;
+
+use raft_store::model::NodeId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -16,10 +19,13 @@ pub mod kind {
 }
 
 /// A leader's answer to a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heard {
     /// False if the report reached a node that does not lead.
     pub leader: bool,
+    /// Nodes that have been silent for so long that nobody should wait for their answers.
+    #[serde(default)]
+    pub lost: BTreeSet<NodeId>,
 }
 
 /// Whereabouts, either way.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use raft_store::model::NodeId;
+use raft_store::plan::quorum_needs;
 use raft_store::raft::{Store, TransportError};
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -40,7 +42,7 @@ impl<E: Env> Gossiper<E> {
     pub fn new(shared: &Shared<E>, (uuid, node): (Uuid, u64), config: &Config) -> Self {
         let (env, book, store) = (shared.env.clone(), shared.book.clone(), shared.store.clone());
         let before = book.lock().records().into_iter().find(|r| r.uuid == uuid);
-        let incarnation = before.map_or(1, |r| r.incarnation + 1).max(env.wall().0);
+        let incarnation = before.map_or(1, |r| r.incarnation.saturating_add(1)).max(env.wall().0);
         let addresses = Vec::new();
         let me = Record { uuid, node, incarnation, seq: 0, addresses };
         let advertise = config.advertise.clone();
@@ -81,6 +83,11 @@ impl<E: Env> Gossiper<E> {
 
     fn look_at_self(&mut self) -> bool {
         let addresses = self.own_addresses();
+        // Peers remember a later life of this node: its book was lost and its clock is behind.
+        if let Some(newer) = self.book.lock().newer_than(&self.me) {
+            self.me.incarnation = newer.saturating_add(1);
+            self.me.seq = 0;
+        }
         if addresses == self.me.addresses && self.me.seq > 0 {
             return false;
         }
@@ -95,7 +102,8 @@ impl<E: Env> Gossiper<E> {
             let state = self.store.state();
             if state.fleet.is_some() {
                 // A newcomer may be known here before it is in the state that this node has.
-                book.retain(|uuid| !state.is_retired(uuid));
+                let voters = self.store.status().voters.iter().copied().map(NodeId).collect();
+                book.retain(|uuid| !state.is_retired(uuid) || quorum_needs(&state, &voters, uuid));
             }
             (book.records(), book.hints().to_vec())
         };
@@ -111,19 +119,23 @@ impl<E: Env> Gossiper<E> {
                     wire.call(r.uuid, &r.addresses, (frames::kind::GOSSIP, body), DEADLINE).await
                 }
             });
-        let unknown = |h: &&SocketAddr| !records.iter().any(|r| r.addresses.contains(h));
-        let hinted = hints.iter().filter(unknown).map(|h| {
+        // Without a leader a record may be of yesterday, and its address another node's by now.
+        let lost = self.store.status().leader.is_none();
+        let worth =
+            |h: &&SocketAddr| lost || !records.iter().any(|r| r.addresses.contains(h));
+        let hinted = hints.iter().filter(worth).map(|h| {
             let (wire, body) = (wire.clone(), body.clone());
             async move { wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE).await }
         });
         let (known, hinted) = futures::join!(join_all(asked), join_all(hinted));
         let refused = |answer: &Result<_, TransportError>| matches!(answer, Err(TransportError::Refused(why)) if why.contains("was removed from the fleet"));
-        let removed = known.iter().any(refused);
-        if removed && !self.own.removed() {
-            tracing::warn!("others refuse this node: it was removed from the fleet");
-        }
-        self.own.update(|own| own.removed = removed);
         let mut news = false;
+        if known.iter().any(refused) && self.book.lock().mark_removed() {
+            tracing::warn!("others refuse this node: it was removed from the fleet");
+            news = true;
+        }
+        let removed = self.book.lock().removed();
+        self.own.update(|own| own.removed = removed);
         for (_, body) in known.into_iter().chain(hinted).flatten() {
             match frames::decode::<Gossip>(&body) {
                 Ok(g) => news |= self.book.lock().merge(g.records),

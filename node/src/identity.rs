@@ -167,6 +167,23 @@ impl Identity {
         Self::load(dir)
     }
 
+    /// Forgets a machine's identity, because it must not be used again; the next one gets keys of its own.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn forget(dir: &Path) -> Result<(), IdentityError> {
+        // The file that names the keys goes first: what is left of an interrupted call is replaced.
+        let files = ["identity.json", "node.crt", "ca.crt", "whereabouts.json"];
+        let keys = ["keys/tls.key", "keys/wireguard.key", "keys/sealing.key"];
+        for path in files.into_iter().chain(keys).map(|name| dir.join(name)) {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&path)(e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Records that the machine is a member, with the papers that prove it.
     ///
     /// # Errors
@@ -192,15 +209,6 @@ impl Identity {
             files::replace(&path, text.as_bytes(), 0o600).map_err(io_error(&path))?;
         }
         Ok(())
-    }
-
-    /// Takes a fresh request id, for an attempt that is not a repetition of the last one.
-    ///
-    /// # Errors
-    /// When the folder cannot be written.
-    pub fn renew_request(&mut self, request: Uuid) -> Result<(), IdentityError> {
-        self.file.request = request;
-        write_file(&self.dir, &self.file)
     }
 
     /// Returns the certificate, PEM.
@@ -300,6 +308,15 @@ mod tests {
         assert_eq!(first.wireguard_public(), second.wireguard_public());
         assert!(second.membership().is_err());
         assert!(!format!("{second:?}").contains("pem"));
+    }
+
+    #[test]
+    fn a_forgotten_identity_makes_room_for_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = make(dir.path(), 3).uuid();
+        Identity::forget(dir.path()).unwrap();
+        assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Missing(_))));
+        assert_ne!(make(dir.path(), 4).uuid(), first);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use api::daemon::{FleetView, NodeView};
 use raft_store::apply::{Command, Outcome, Proposal};
 use raft_store::model::{NodeId, RequestId, UnixMillis};
 use raft_store::plan::{
-    Liveness, Membership, MembershipChange, Report, WINDOW, plan, plan_membership,
+    Liveness, Membership, MembershipChange, Report, WINDOW, lost, plan, plan_membership,
 };
 use raft_store::raft::{ProposeError, RaftStatus, Store};
 use raft_store::seal::FleetKey;
@@ -16,10 +16,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::env::{Env, Wire};
+use crate::frames::Heard;
 use crate::transport::NodeTransport;
 
 /// How often the leader looks at everything anew, apart from what wakes it.
 const TICK: Duration = Duration::from_millis(50);
+/// A leader that looked away for longer cannot tell others' silence from its own: with reports each 100 ms,
+/// nobody may yet have become lost in its eyes within this time.
+const GAP_MAX: Duration = Duration::from_millis(300);
 /// A majority that has not answered for this long is no quorum.
 const QUORUM_MAX: Duration = Duration::from_secs(1);
 /// Pause between two changes of Raft's membership.
@@ -29,8 +33,8 @@ const PROPOSE_MAX: Duration = Duration::from_secs(3);
 
 /// What reaches the leader's loop.
 pub enum Input {
-    /// A node's report; answered with whether this node leads.
-    Report(Report, oneshot::Sender<bool>),
+    /// A node's report; answered with whether this node leads, and whom it misses.
+    Report(Report, oneshot::Sender<Heard>),
     /// A question what is seen; answered with nothing where this node does not lead.
     View(oneshot::Sender<Option<FleetView>>),
 }
@@ -40,11 +44,13 @@ pub enum Input {
 pub struct LeaderHandle(mpsc::Sender<Input>);
 
 impl LeaderHandle {
-    /// Hands a report over; returns whether this node leads.
-    pub async fn report(&self, report: Report) -> bool {
+    /// Hands a report over; returns whether this node leads, and whom it misses.
+    pub async fn report(&self, report: Report) -> Heard {
         let (tx, rx) = oneshot::channel();
-        let sent = self.0.send(Input::Report(report, tx)).await;
-        sent.is_ok() && rx.await.unwrap_or(false)
+        match self.0.send(Input::Report(report, tx)).await {
+            Ok(()) => rx.await.unwrap_or_default(),
+            Err(_) => Heard::default(),
+        }
     }
 
     /// Returns what is seen, if this node leads.
@@ -68,6 +74,7 @@ pub struct Leader<E: Env> {
     fleet_key: watch::Receiver<Option<FleetKey>>,
     seen: Option<(u64, Liveness)>,
     changed_at: Instant,
+    looked_at: Instant,
     planning: JoinSet<()>,
     changing: JoinSet<()>,
 }
@@ -85,6 +92,7 @@ impl<E: Env> Leader<E> {
             fleet_key,
             seen: None,
             changed_at: Instant::now(),
+            looked_at: Instant::now(),
             planning: JoinSet::new(),
             changing: JoinSet::new(),
         }
@@ -118,12 +126,14 @@ impl<E: Env> Leader<E> {
         self.follow_raft();
         match input {
             Input::Report(report, answer) => {
-                let leads = self.seen.is_some();
+                let mut heard = Heard::default();
                 if let Some((_, seen)) = &mut self.seen {
-                    seen.report(report, Instant::now().into_std());
+                    let now = Instant::now().into_std();
+                    seen.report(report, now);
+                    heard = Heard { leader: true, lost: lost(&self.store.state(), seen, now) };
                 }
                 // The asker may be gone; the report counts all the same.
-                let _ = answer.send(leads);
+                let _ = answer.send(heard);
             }
             Input::View(answer) => {
                 let view = self.seen.as_ref().map(|(_, seen)| self.view(seen));
@@ -150,6 +160,17 @@ impl<E: Env> Leader<E> {
         }
     }
 
+    /// Begins to listen anew after this process itself stood still: it was paused, or starved.
+    fn forget_after_gap(&mut self, now: Instant) {
+        let gap = now.duration_since(std::mem::replace(&mut self.looked_at, now));
+        if gap > GAP_MAX
+            && let Some((_, seen)) = &mut self.seen
+        {
+            tracing::info!(ms = gap.as_millis(), "this node stood still and listens anew");
+            *seen = Liveness::new(now.into_std());
+        }
+    }
+
     fn view(&self, seen: &Liveness) -> FleetView {
         let status = self.store.status();
         let state = self.store.state();
@@ -173,6 +194,7 @@ impl<E: Env> Leader<E> {
     /// Plans and membership changes run side by side: a VIP must not wait until a dead voter is replaced.
     fn look(&mut self) {
         self.follow_raft();
+        self.forget_after_gap(Instant::now());
         let Some((_, seen)) = &self.seen else { return };
         while self.planning.try_join_next().is_some() {}
         while self.changing.try_join_next().is_some() {}

@@ -1,5 +1,6 @@
 //! What this node knows of itself and reports: shared by the loops that see it. Shell.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use raft_store::model::NodeId;
@@ -21,6 +22,8 @@ pub struct Own {
     pub overlay_waits: Option<String>,
     /// Whether others refuse this node because it was removed.
     pub removed: bool,
+    /// Nodes of which the leader said last that they are lost; kept while there is no leader to ask.
+    pub lost: BTreeSet<NodeId>,
 }
 
 /// Everybody's handle on it.
@@ -43,6 +46,18 @@ impl OwnHandle {
         });
     }
 
+    /// Takes in which nodes the leader calls lost; nothing is learned from no answer.
+    pub fn hear(&self, lost: Option<BTreeSet<NodeId>>) {
+        if let Some(lost) = lost {
+            self.update(|own| own.lost = lost);
+        }
+    }
+
+    /// Returns the nodes that the leader calls lost.
+    pub fn lost(&self) -> BTreeSet<NodeId> {
+        self.0.borrow().lost.clone()
+    }
+
     /// Returns a reader.
     pub fn subscribe(&self) -> watch::Receiver<Own> {
         self.0.subscribe()
@@ -62,6 +77,7 @@ impl OwnHandle {
             api_ready: own.api_ready,
             api_detail: own.api_detail,
             vips: own.vips,
+            overlay: own.overlay_waits.clone(),
             waiting_for: own.overlay_waits.into_iter().chain(own.k3s_waits).collect(),
             version: crate::VERSION.into(),
         }

@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use api::secrets::ClusterSecrets;
 use ipnet::IpNet;
-use raft_store::model::{Cluster, DrainStep, Network, Node, NodeId, Role, State, Vip};
+use raft_store::model::{
+    Cluster, DrainStep, Generation, MoveReason, Network, Node, NodeId, Role, State, Vip,
+};
 use sdwan::{MeshSpec, PeerSpec, PrivateKey, interface_name};
 use uuid::Uuid;
 
@@ -88,12 +90,17 @@ fn single(ip: IpAddr) -> IpNet {
     IpNet::from(ip)
 }
 
-/// Addresses at which TCP connections of this host must end: those of servers that lost a VIP by dying.
-pub fn lost_addresses(state: &State, vip: &Vip, lost: NodeId) -> Vec<IpAddr> {
-    let node = state.nodes.get(&lost);
-    let own = node.and_then(|n| n.networks.get(&vip.network));
-    let own = own.into_iter().flat_map(|a| [IpAddr::from(a.v6), a.v4.into()]);
-    own.chain(vip.addresses()).collect()
+/// Returns the overlay addresses of a node: where connections end when it is lost.
+pub fn addresses(state: &State, node: NodeId) -> Vec<IpAddr> {
+    let own = state.nodes.get(&node).into_iter().flat_map(|n| n.networks.values());
+    own.flat_map(|a| [IpAddr::from(a.v6), a.v4.into()]).collect()
+}
+
+/// Returns who lost a VIP by dying since the generation `known`, however many moves there were.
+pub fn lost_holders(vip: &Vip, known: Generation) -> Vec<NodeId> {
+    let moves = vip.history.windows(2);
+    let lost = moves.filter(|w| w[1].generation > known && w[1].reason == MoveReason::Loss);
+    lost.map(|w| w[0].holder).collect()
 }
 
 /// What K3s' spec is made from, beside the state.

@@ -17,6 +17,9 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// A report that took longer is overtaken by the next one.
 const DEADLINE: Duration = Duration::from_millis(400);
 
+/// How often it is checked, while a report is under way, whether its addressee still leads.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// Reports until the daemon ends.
 pub async fn run<W: Wire>(
     me: NodeId,
@@ -32,16 +35,19 @@ pub async fn run<W: Wire>(
         let report = own.report(me, status.applied);
         match status.leader {
             Some(id) if id == me.0 => {
-                leader.report(report).await;
+                let heard = leader.report(report).await;
+                own.hear(heard.leader.then_some(heard.lost));
             }
             Some(id) => {
                 let frame = Frame { kind: frames::kind::REPORT, body: frames::encode(&report) };
-                if let Ok(answer) = transport.call(id, frame, DEADLINE).await
-                    && let Ok(heard) = frames::decode::<Heard>(&answer.body)
-                    && !heard.leader
-                {
-                    tracing::debug!(leader = id, "the report reached a node that leads no more");
-                }
+                let answer = tokio::select! {
+                    biased;
+                    answer = transport.call(id, frame, DEADLINE) => answer.ok(),
+                    // A new leader counts this node's silence from its first moment on.
+                    () = other_leader(&store, id) => None,
+                };
+                let heard = answer.and_then(|a| frames::decode::<Heard>(&a.body).ok());
+                own.hear(heard.filter(|h| h.leader).map(|h| h.lost));
             }
             None => {}
         }
@@ -50,5 +56,11 @@ pub async fn run<W: Wire>(
         if let Ok(Ok(())) = timeout(left, changes.changed()).await {
             sleep(Duration::from_millis(5)).await;
         }
+    }
+}
+
+async fn other_leader<W: Wire>(store: &Store<NodeTransport<W>>, leader: u64) {
+    while store.status().leader == Some(leader) {
+        sleep(LOOK).await;
     }
 }

@@ -43,6 +43,9 @@ pub struct Book {
     /// Addresses without a known owner: from tickets and `endpoint add`.
     #[serde(default)]
     hints: Vec<SocketAddr>,
+    /// Whether members said that this machine was removed; that is for good.
+    #[serde(default)]
+    removed: bool,
     #[serde(skip)]
     path: PathBuf,
 }
@@ -79,6 +82,12 @@ impl Book {
         news
     }
 
+    /// Returns the incarnation of a record of the same node that is newer than `record`, if there is one.
+    pub fn newer_than(&self, record: &Record) -> Option<u64> {
+        let known = self.records.get(&record.uuid)?;
+        (known.version() > record.version()).then_some(known.incarnation)
+    }
+
     /// Remembers an address whose owner is not known; returns whether it is new.
     pub fn hint(&mut self, address: SocketAddr) -> bool {
         let news = !self.hints.contains(&address);
@@ -87,6 +96,16 @@ impl Book {
             self.hints.truncate(KEPT);
         }
         news
+    }
+
+    /// Remembers that members refuse this machine because it was removed; returns whether that is news.
+    pub fn mark_removed(&mut self) -> bool {
+        !std::mem::replace(&mut self.removed, true)
+    }
+
+    /// Tells whether members said that this machine was removed.
+    pub fn removed(&self) -> bool {
+        self.removed
     }
 
     /// Returns addresses without a known owner.
@@ -148,6 +167,9 @@ mod tests {
         assert!(!book.merge([record(id, 2, 1, "10.0.0.9:1")]));
         assert!(book.merge([record(id, 2, 2, "10.0.0.3:1")]));
         assert_eq!(book.hosts(id), ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+        let mine = |incarnation| record(id, incarnation, 0, "10.0.0.4:1");
+        assert_eq!(book.newer_than(&mine(1)), Some(2), "peers remember a later life");
+        assert_eq!(book.newer_than(&mine(3)), None);
     }
 
     #[test]

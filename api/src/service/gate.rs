@@ -70,7 +70,7 @@ where
         Box::pin(async move {
             let caller = request.extensions().get::<Caller>().cloned().unwrap_or(Caller::Anonymous);
             let state = daemon.state();
-            match allow(request.uri().path(), &caller, &state) {
+            match allow(request.uri().path(), &caller, &state, |uuid| daemon.quorum_needs(uuid)) {
                 Ok(actor) => {
                     request.extensions_mut().insert(Actor(actor));
                     inner.call(request).await

@@ -1,22 +1,36 @@
 //! Admission of machines, and frames between daemons. Shell.
 
-use raft_store::apply::{Change, Command, NewNode};
+use raft_store::apply::{Change, Command, NewNode, redeemable};
 use raft_store::model::{Digest, PublicKey, TicketId};
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, name, optional_name};
+use crate::auth::removed;
 use crate::daemon::Daemon;
 use crate::pki::Caller;
 use crate::proto;
 use crate::proto::join_server::Join;
 use crate::proto::peer_server::Peer;
-use crate::status::{detail, from_call, invalid, status};
+use crate::status::{detail, from_call, from_rejection, invalid, status};
 
 fn key(text: &str, which: &str) -> Result<PublicKey, Status> {
     text.parse().map_err(|e: raft_store::model::InvalidKey| {
         invalid("the machine was not admitted", format!("its {which} key is {e}"))
     })
+}
+
+impl<D: Daemon> Api<D> {
+    /// Refuses guesses here: what anybody may send must not reach the log, nor push others' outcomes out of it.
+    async fn check_ticket(&self, id: TicketId, digest: &Digest, uuid: Uuid) -> Result<(), Status> {
+        let at = self.daemon.wall();
+        if redeemable(&self.daemon.state(), id, digest, uuid, at).is_ok() {
+            return Ok(());
+        }
+        // This node may be behind.
+        let fresh = self.daemon.read(false).await.map_err(from_call)?.state;
+        redeemable(&fresh, id, digest, uuid, at).map_err(from_rejection)
+    }
 }
 
 #[tonic::async_trait]
@@ -36,6 +50,8 @@ impl<D: Daemon> Join for Api<D> {
             wireguard: key(&r.wireguard_key, "WireGuard")?,
             sealing: key(&r.sealing_key, "sealing")?,
         };
+        let (ticket, digest) = (TicketId(r.ticket), Digest::of(&r.secret));
+        self.check_ticket(ticket, &digest, uuid).await?;
         let state = self.daemon.state();
         let authority = self.authority(&state)?;
         let fleet = state.fleet.as_ref().ok_or_else(|| Status::unavailable("no fleet"))?;
@@ -44,8 +60,8 @@ impl<D: Daemon> Join for Api<D> {
             .sign_node(&r.csr_pem, fleet.id, uuid, self.daemon.wall().0 / 1000)
             .map_err(|e| invalid("the machine was not admitted", e.to_string()))?;
         let command = Command::AdmitNode {
-            ticket: TicketId(r.ticket),
-            digest: Digest::of(&r.secret),
+            ticket,
+            digest,
             node: node.clone(),
             replaces: optional_name(&r.replaces)?,
         };
@@ -92,6 +108,9 @@ impl<D: Daemon> Peer for Api<D> {
             }
         };
         let frame = request.into_inner();
+        if frame.kind > raft_store::raft::kind::LAST && self.daemon.state().is_retired(from) {
+            return Err(removed());
+        }
         let answered =
             self.daemon.frame(from, frame.kind, frame.body.into()).await.map_err(from_call)?;
         Ok(Response::new(proto::Frame { kind: answered.0, body: answered.1.to_vec() }))

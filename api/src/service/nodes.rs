@@ -1,8 +1,7 @@
 //! Nodes: list, show, roles, drain, removal. Shell.
 
-use raft_store::apply::{Command, drain_guard};
+use raft_store::apply::{Command, drain_guard, unassign_guard};
 use raft_store::model::{Node, Role};
-use raft_store::plan::Health;
 use tonic::{Request, Response, Status};
 
 use super::{Api, Read, list, name, optional_name};
@@ -77,6 +76,12 @@ impl<D: Daemon> Nodes for Api<D> {
         request: Request<proto::UnassignRoleRequest>,
     ) -> Answer<proto::UnassignRoleResponse> {
         let r = request.get_ref();
+        if !r.force {
+            let read = self.scene(None).await?;
+            let node = find(&read, &r.node)?;
+            let serves = |id| read.scene().serves(id);
+            unassign_guard(read.state(), node.id, &serves).map_err(from_rejection)?;
+        }
         let command = Command::UnassignRole { node: name(&r.node)?, force: r.force };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::UnassignRoleResponse {}))
@@ -86,10 +91,11 @@ impl<D: Daemon> Nodes for Api<D> {
         let r = request.get_ref();
         let read = self.scene(None).await?;
         let node = find(&read, &r.node)?;
-        if !r.force && node.drain.is_none() {
-            // The state machine judges by what is agreed; who is alive is known only here.
-            let live = |id| read.view.nodes.get(&id).is_some_and(|n| n.health == Health::Live);
-            drain_guard(read.state(), node.id, r.stop, &live).map_err(from_rejection)?;
+        let more = node.drain.as_ref().is_none_or(|running| r.stop && !running.stop);
+        if !r.force && more {
+            // The state machine judges by what is agreed; who answers is known only here.
+            let serves = |id| read.scene().serves(id);
+            drain_guard(read.state(), node.id, r.stop, &serves).map_err(from_rejection)?;
         }
         let timeout_s = if r.timeout_s == 0 { DRAIN_S } else { r.timeout_s };
         let command = Command::Drain {

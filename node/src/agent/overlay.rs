@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use raft_store::model::{Generation, MoveReason, NodeId, State, VipId};
+use raft_store::model::{Generation, NodeId, State, VipId};
 use raft_store::plan::PreparedVip;
 use sdwan::MeshSpec;
 use tokio::sync::watch;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Shared;
 use crate::env::{Env, Mesh};
-use crate::project::{Local, lost_addresses, meshes};
+use crate::project::{Local, addresses, lost_holders, meshes};
 
 /// Without a change, the devices are looked at this often.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -25,7 +25,9 @@ pub struct OverlayAgent<E: Env> {
     mesh: E::Mesh,
     wireguard: zeroize::Zeroizing<[u8; 32]>,
     lingering: BTreeMap<(String, IpAddr), Instant>,
-    generations: BTreeMap<VipId, (Generation, Option<NodeId>)>,
+    generations: BTreeMap<VipId, Generation>,
+    lost: BTreeSet<NodeId>,
+    failure: Option<String>,
     metrics: watch::Sender<String>,
 }
 
@@ -37,8 +39,16 @@ impl<E: Env> OverlayAgent<E> {
         metrics: watch::Sender<String>,
     ) -> Self {
         let mesh = shared.env.mesh();
-        let (lingering, generations) = (BTreeMap::new(), BTreeMap::new());
-        Self { shared, mesh, wireguard, lingering, generations, metrics }
+        Self {
+            shared,
+            mesh,
+            wireguard,
+            lingering: BTreeMap::new(),
+            generations: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            failure: None,
+            metrics,
+        }
     }
 
     /// Runs until the daemon ends.
@@ -52,11 +62,15 @@ impl<E: Env> OverlayAgent<E> {
             let mut specs = self.project(&state, applied);
             self.linger(&before, &mut specs, Instant::now());
             before.clone_from(&specs);
-            let result = self.mesh.apply(specs).await;
-            if let Err(why) = &result {
-                tracing::warn!(%why, "the overlay is not as it should be");
+            let failure = self.mesh.apply(specs).await.err();
+            if failure != self.failure {
+                match &failure {
+                    Some(why) => tracing::warn!(%why, "the overlay is not as it should be"),
+                    None => tracing::info!("the overlay is as it should be"),
+                }
+                self.failure.clone_from(&failure);
             }
-            self.tell(&state, result.err());
+            self.tell(&state, failure);
             self.cut_lost(&state).await;
             self.metrics.send_replace(self.mesh.metrics());
             // Sooner when something changed; the period catches addresses that others removed.
@@ -65,6 +79,9 @@ impl<E: Env> OverlayAgent<E> {
     }
 
     fn project(&self, state: &State, generation: u64) -> Vec<MeshSpec> {
+        if self.shared.own.removed() {
+            return Vec::new();
+        }
         let hosts = {
             let book = self.shared.book.lock();
             state.nodes.values().map(|n| (n.uuid, book.hosts(n.uuid))).collect()
@@ -111,23 +128,26 @@ impl<E: Env> OverlayAgent<E> {
         });
     }
 
-    /// Ends connections to a server that died with a VIP: they would hang until the kernel gives up.
+    /// Ends connections to servers that died: they would hang until the kernel gives up, ten minutes later.
+    ///
+    /// A lost holder is known from its VIP's move, at once; any other lost node from the leader's answers.
     async fn cut_lost(&mut self, state: &State) {
         let mut dead: BTreeSet<IpAddr> = BTreeSet::new();
         for vip in state.vips.values() {
-            let now = (vip.generation, vip.holder);
-            let Some((generation, old)) = self.generations.insert(vip.id, now) else {
+            let Some(known) = self.generations.insert(vip.id, vip.generation) else {
                 continue;
             };
-            let lost = vip.history.last().is_some_and(|h| h.reason == MoveReason::Loss);
-            if generation < vip.generation
-                && lost
-                && let Some(old) = old
-                && old != self.shared.me
-            {
-                dead.extend(lost_addresses(state, vip, old));
+            let lost = lost_holders(vip, known).into_iter().filter(|n| *n != self.shared.me);
+            for holder in lost {
+                dead.extend(addresses(state, holder));
+                dead.extend(vip.addresses());
             }
         }
+        let lost = self.shared.own.lost();
+        for node in lost.difference(&self.lost).filter(|n| **n != self.shared.me) {
+            dead.extend(addresses(state, *node));
+        }
+        self.lost = lost;
         if dead.is_empty() {
             return;
         }

@@ -75,7 +75,11 @@ impl<E: Env> K3sAgent<E> {
             founding: founding.as_ref(),
             left,
         };
-        let spec = k3s_spec(state, &inputs);
+        let mut spec = k3s_spec(state, &inputs);
+        if self.shared.own.removed() {
+            // Wiped when the machine gets another role; what an operator may want to save is kept until then.
+            spec = k3s::Spec::Stopped;
+        }
         let turn = self.driver.turn(&spec, now).await;
         self.tell(assignment, &turn);
         if let Some(a) = assignment {

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use api::client::ApiError;
+use api::client::{ApiError, connect_local};
 use api::proto;
+use api::proto::fleet_client::FleetClient;
+use api::proto::nodes_client::NodesClient;
 use api::status::detail;
 use clap::{Args, Subcommand};
 use tokio::time::{Instant, sleep};
@@ -114,9 +116,11 @@ pub(super) async fn run(global: &Global, command: NodeCommand) -> Result {
 }
 
 async fn leave(global: &Global, force: bool) -> Result {
-    let status = global.fleet().await?.get_status(proto::GetStatusRequest {}).await?.into_inner();
-    let name = status.served_by;
-    let mut client = global.nodes().await?;
+    // Always the daemon of this machine: a context would name the node that happens to answer.
+    let channel = connect_local(&global.socket).await?;
+    let mut fleet = FleetClient::new(channel.clone());
+    let name = fleet.get_status(proto::GetStatusRequest {}).await?.into_inner().served_by;
+    let mut client = NodesClient::new(channel);
     client.remove(proto::RemoveNodeRequest { name: name.clone(), force }).await?;
     output::note(format!(
         "{name} has left; stop the daemon (systemctl disable --now skein) and empty /var/lib/skein"

@@ -6,7 +6,8 @@ use super::command::Change;
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
-    ClusterId, Drain, DrainStep, MoveReason, Name, NextHolder, NodeId, Phase, Severity, State,
+    Assignment, ClusterId, Drain, DrainStep, MoveReason, Name, NextHolder, Node, NodeId, Phase,
+    Severity, State,
 };
 
 impl Context<'_> {
@@ -18,10 +19,12 @@ impl Context<'_> {
         force: bool,
     ) -> Applied {
         let id = self.node_id(name)?;
-        let node = &self.state.nodes[&id];
-        if let Some(running) = &node.drain
+        if let Some(running) = self.state.nodes.get_mut(&id).and_then(|n| n.drain.as_mut())
             && (running.stop || !stop)
         {
+            // Asked again, it is the same drain; whoever asks may hurry it.
+            running.force |= force;
+            running.timeout_ms = timeout_ms;
             return Ok(Change::Drain { epoch: running.epoch });
         }
         if !force {
@@ -154,7 +157,7 @@ pub fn drain_guard(
     let vip = state.vips.values().find(|v| v.cluster == cluster && v.holder == Some(id));
     if let Some(vip) = vip {
         let candidate =
-            |n: &&crate::model::Node| n.id != id && live(n.id) && state.candidacy(vip, n).is_ok();
+            |n: &&Node| n.id != id && live(n.id) && state.candidacy(vip, n).is_ok();
         if !state.nodes.values().any(|n| candidate(&n)) {
             let why = format!(
                 "it holds VIP {} and no other server can take it: the API would be gone",
@@ -183,6 +186,41 @@ pub fn drain_guard(
     Ok(())
 }
 
+/// Tells whether a server's unassignment would leave its cluster's etcd without a quorum.
+///
+/// A server that leaves is taken out of etcd's members first, which takes a quorum of those that stay.
+///
+/// # Errors
+/// When the unassignment must be refused unless it is forced.
+pub fn unassign_guard(
+    state: &State,
+    id: NodeId,
+    live: &dyn Fn(NodeId) -> bool,
+) -> Result<(), Rejection> {
+    let Some(node) = state.nodes.get(&id) else { return Ok(()) };
+    let Some(cluster) = state.cluster_of(node).filter(|c| node.server_in(c.id).is_some()) else {
+        return Ok(());
+    };
+    let members = in_etcd(state, cluster.id);
+    let staying = members.iter().filter(|(n, _)| n.id != id).count();
+    let (running, _) = quorum_after(state, cluster.id, id, live);
+    let needed = staying / 2 + 1;
+    if staying == members.len() || staying == 0 || running >= needed {
+        return Ok(());
+    }
+    let why = format!(
+        "of the {staying} server(s) that would stay {running} answer(s), and etcd needs {needed}"
+    );
+    let next = format!("bring the others back first, or skein node unassign {} --force", node.name);
+    Err(Rejection::new(RejectCode::Guarded, format!("{} keeps its role", node.name), why, next))
+}
+
+/// Returns a cluster's servers that are members of its etcd.
+fn in_etcd(state: &State, cluster: ClusterId) -> Vec<(&Node, &Assignment)> {
+    let servers = state.servers(cluster).into_iter();
+    servers.filter(|(_, a)| a.phase >= Phase::Bootstrapped && a.phase != Phase::JoinRequested).collect()
+}
+
 /// Counts etcd's running members without `gone`, and how many it needs.
 fn quorum_after(
     state: &State,
@@ -190,12 +228,8 @@ fn quorum_after(
     gone: NodeId,
     live: &dyn Fn(NodeId) -> bool,
 ) -> (usize, usize) {
-    let in_etcd: Vec<_> = state
-        .servers(cluster)
-        .into_iter()
-        .filter(|(_, a)| a.phase >= Phase::Bootstrapped && a.phase != Phase::JoinRequested)
-        .collect();
-    let stops = |n: &crate::model::Node| n.drain.as_ref().is_some_and(|d| d.stop);
+    let in_etcd = in_etcd(state, cluster);
+    let stops = |n: &Node| n.drain.as_ref().is_some_and(|d| d.stop);
     let running = in_etcd
         .iter()
         .filter(|(_, a)| matches!(a.phase, Phase::Bootstrapped | Phase::Ready))

@@ -14,8 +14,9 @@ mod vips;
 pub use command::{
     Change, Command, CreateCluster, FoundFleet, NewNode, Outcome, Proposal, ReportPhase,
 };
-pub use drains::drain_guard;
+pub use drains::{drain_guard, unassign_guard};
 pub use reject::{RejectCode, Rejection};
+pub use tickets::redeemable;
 
 use serde_json::Value;
 

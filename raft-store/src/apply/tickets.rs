@@ -9,7 +9,7 @@ use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
     Assignment, Digest, FOUNDER, Fleet, Name, NetworkId, Node, NodeId, Operator, OverlayAddress,
-    Sealed, Severity, Ticket, TicketId, TicketRole, UnixMillis,
+    Sealed, Severity, State, Ticket, TicketId, TicketRole, UnixMillis,
 };
 
 /// The most nodes that one ticket may admit.
@@ -38,7 +38,7 @@ impl Context<'_> {
         self.create_network(&c.network, None, None)?;
         let network = NetworkId(self.index);
         let address = self.take_address(network)?;
-        self.insert_node(FOUNDER, &c.node, TicketRole::Voter, (network, address));
+        self.insert_node(FOUNDER, &c.node, TicketRole::Voter, vec![(network, address)]);
         self.hand_key(FOUNDER, &c.key_box)?;
         self.emit(
             "system.fleet.founded",
@@ -160,19 +160,23 @@ impl Context<'_> {
             let same = known.wireguard == new.wireguard
                 && known.sealing == new.sealing
                 && known.name == new.name;
-            if same && self.ticket_with(ticket, digest).is_some_and(|t| !t.revoked) {
+            if same && ticket_with(self.state, ticket, digest).is_some_and(|t| t.lives(self.at)) {
                 return Ok(Change::Node { id: known.id });
             }
         }
-        let (role, network) = self.check_ticket(ticket, digest)?;
+        let (role, network) = check_ticket(self.state, ticket, digest, self.at)?;
         self.check_newcomer(new, replaces)?;
-        let address = self.take_address(network)?;
+        let further = self.networks_of(replaces, network);
+        let mut addresses = vec![(network, self.take_address(network)?)];
         let inherited = match replaces {
             Some(name) => self.retire(name, "replaced")?,
             None => None,
         };
+        // The retired node made room in each of its networks.
+        let rest = further.into_iter().filter_map(|n| Some((n, self.take_address(n).ok()?)));
+        addresses.extend(rest);
         let id = NodeId(self.index);
-        self.insert_node(id, new, role, (network, address));
+        self.insert_node(id, new, role, addresses);
         if let Some(t) = self.state.tickets.get_mut(&ticket) {
             t.uses_left = t.uses_left.saturating_sub(1);
         }
@@ -187,38 +191,17 @@ impl Context<'_> {
         );
         if let Some(old) = inherited {
             let cluster = old.cluster;
-            self.inherit(id, network, old)?;
+            self.inherit(id, old)?;
             cluster.into_iter().for_each(|c| self.settle_cluster(c));
         }
         Ok(Change::Node { id })
     }
 
-    fn ticket_with(&self, id: TicketId, digest: &Digest) -> Option<&Ticket> {
-        self.state.tickets.get(&id).filter(|t| t.digest == *digest)
-    }
-
-    fn check_ticket(
-        &self,
-        id: TicketId,
-        digest: &Digest,
-    ) -> Result<(TicketRole, NetworkId), Rejection> {
-        let again = "make a new one on any member: skein ticket create";
-        let refuse = |code, why: String| Rejection::new(code, "the ticket was refused", why, again);
-        let ticket = self.ticket_with(id, digest).ok_or_else(|| {
-            refuse(RejectCode::TicketUnknown, "no ticket has this id and secret".into())
-        })?;
-        if ticket.revoked {
-            return Err(refuse(RejectCode::TicketRevoked, "an operator revoked it".into()));
-        }
-        if ticket.uses_left == 0 {
-            let why = format!("it was good for {} and all are used up", ticket.uses);
-            return Err(refuse(RejectCode::TicketUsed, why));
-        }
-        if self.at >= ticket.expires {
-            let late = humanize_ms(self.at.0.saturating_sub(ticket.expires.0));
-            return Err(refuse(RejectCode::TicketExpired, format!("it expired {late} ago")));
-        }
-        Ok((ticket.role, ticket.network))
+    /// The networks beside the ticket's that a replacement takes over from the node whose place it takes.
+    fn networks_of(&self, replaced: Option<&Name>, ticket: NetworkId) -> Vec<NetworkId> {
+        let old = replaced.and_then(|name| self.state.node_named(name));
+        let all = old.into_iter().flat_map(|n| n.networks.keys().copied());
+        all.filter(|n| *n != ticket).collect()
     }
 
     fn check_newcomer(&self, new: &NewNode, replaces: Option<&Name>) -> Result<(), Rejection> {
@@ -263,23 +246,12 @@ impl Context<'_> {
     }
 
     /// Gives a replacement the role of the node whose place it takes, to be started afresh.
-    fn inherit(
-        &mut self,
-        id: NodeId,
-        network: NetworkId,
-        old: Assignment,
-    ) -> Result<(), Rejection> {
+    fn inherit(&mut self, id: NodeId, old: Assignment) -> Result<(), Rejection> {
         if old.leaving {
             return Ok(());
         }
-        let cluster = old
-            .cluster
-            .filter(|c| self.state.clusters.get(c).is_some_and(|c| c.network == network));
-        if cluster.is_none() && old.cluster.is_some() {
-            return Ok(());
-        }
         let name = self.state.nodes[&id].name.clone();
-        self.put_assignment(&name, old.role, cluster, 0)
+        self.put_assignment(&name, old.role, old.cluster, 0)
     }
 
     fn insert_node(
@@ -287,7 +259,7 @@ impl Context<'_> {
         id: NodeId,
         new: &NewNode,
         ticket_role: TicketRole,
-        (network, address): (NetworkId, OverlayAddress),
+        addresses: Vec<(NetworkId, OverlayAddress)>,
     ) {
         let at = self.at;
         self.state.nodes.insert(
@@ -300,7 +272,7 @@ impl Context<'_> {
                 sealing: new.sealing,
                 key_box: None,
                 ticket_role,
-                networks: [(network, address)].into(),
+                networks: addresses.into_iter().collect(),
                 assignment: None,
                 drain: None,
                 at,
@@ -348,6 +320,51 @@ impl Context<'_> {
         );
         Ok(Change::Nothing)
     }
+}
+
+fn ticket_with<'a>(state: &'a State, id: TicketId, digest: &Digest) -> Option<&'a Ticket> {
+    state.tickets.get(&id).filter(|t| t.digest == *digest)
+}
+
+/// Tells whether a machine could be admitted with this ticket at `at`, or why not.
+///
+/// # Errors
+/// A refusal with a code of its own for each reason.
+pub fn redeemable(
+    state: &State,
+    id: TicketId,
+    digest: &Digest,
+    uuid: Uuid,
+    at: UnixMillis,
+) -> Result<(), Rejection> {
+    let again = state.node_by_uuid(uuid).is_some()
+        && ticket_with(state, id, digest).is_some_and(|t| t.lives(at));
+    if again { Ok(()) } else { check_ticket(state, id, digest, at).map(drop) }
+}
+
+fn check_ticket(
+    state: &State,
+    id: TicketId,
+    digest: &Digest,
+    at: UnixMillis,
+) -> Result<(TicketRole, NetworkId), Rejection> {
+    let again = "make a new one on any member: skein ticket create";
+    let refuse = |code, why: String| Rejection::new(code, "the ticket was refused", why, again);
+    let ticket = ticket_with(state, id, digest).ok_or_else(|| {
+        refuse(RejectCode::TicketUnknown, "no ticket has this id and secret".into())
+    })?;
+    if ticket.revoked {
+        return Err(refuse(RejectCode::TicketRevoked, "an operator revoked it".into()));
+    }
+    if ticket.uses_left == 0 {
+        let why = format!("it was good for {} and all are used up", ticket.uses);
+        return Err(refuse(RejectCode::TicketUsed, why));
+    }
+    if at >= ticket.expires {
+        let late = humanize_ms(at.0.saturating_sub(ticket.expires.0));
+        return Err(refuse(RejectCode::TicketExpired, format!("it expired {late} ago")));
+    }
+    Ok((ticket.role, ticket.network))
 }
 
 /// Writes a span of milliseconds as people say it.

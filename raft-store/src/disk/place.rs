@@ -84,6 +84,18 @@ pub(super) enum Found {
     Broken(String),
 }
 
+/// Tells whether `owner`'s store was put aside in this folder.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn is_put_aside(dir: &Path, owner: &str) -> io::Result<bool> {
+    match fs::read_to_string(dir.join("RETIRED")) {
+        Ok(text) => Ok(text.lines().any(|line| line.trim() == owner)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// A store's folder, locked against a second daemon.
 pub(super) struct Place {
     pub(super) dir: PathBuf,

@@ -23,6 +23,9 @@ pub struct Report {
     pub api_detail: Option<String>,
     /// VIPs whose address it has on its device.
     pub vips: Vec<PreparedVip>,
+    /// What keeps its overlay from being as it should be, in words.
+    #[serde(default)]
+    pub overlay: Option<String>,
     /// What the daemon waits for, in words, most important first.
     pub waiting_for: Vec<String>,
     /// The daemon's version.
@@ -79,8 +82,13 @@ impl Liveness {
     /// Takes in a report.
     pub fn report(&mut self, report: Report, now: Instant) {
         let before = self.seen.get(&report.node);
-        let unready = report.api_ready == Some(false);
-        let unready_since = unready.then(|| before.and_then(|s| s.unready_since).unwrap_or(now));
+        let was_unready = before.and_then(|s| s.unready_since);
+        let unready_since = match report.api_ready {
+            Some(true) => None,
+            Some(false) => was_unready.or(Some(now)),
+            // A node that cannot say takes nothing back.
+            None => was_unready,
+        };
         let unbroken = before.filter(|s| now.saturating_duration_since(s.at) < WINDOW);
         let live_since = unbroken.map_or(now, |s| s.live_since);
         self.seen.insert(report.node, Seen { at: now, unready_since, live_since, report });

@@ -8,9 +8,10 @@ mod vip;
 mod voters;
 
 pub use liveness::{Health, Liveness, PreparedVip, Report, Seen, WINDOW};
-pub use vip::{Candidate, best_candidate, candidates};
-pub use voters::{Membership, MembershipChange, plan_membership, voters_wanted};
+pub use vip::{Candidate, best_candidate, candidates, unfit};
+pub use voters::{Membership, MembershipChange, plan_membership, quorum_needs, voters_wanted};
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -20,6 +21,10 @@ use crate::model::{NodeId, Severity, State};
 
 /// After this long without a report, operators are told.
 const SILENT: Duration = Duration::from_secs(180);
+
+/// After this long without a report nobody should wait for a node's answers any more: far more than a pause or
+/// a hand-over takes, far less than TCP needs to give up by itself.
+pub const UNANSWERED: Duration = Duration::from_secs(3);
 
 /// Silences after which some decision changes.
 const SPANS: [Duration; 3] = [WINDOW, voters::GONE, SILENT];
@@ -32,6 +37,12 @@ pub fn plan(state: &State, seen: &Liveness, now: Instant) -> Vec<Command> {
     let vips = state.vips.values().filter_map(|v| vip::plan_vip(state, v, seen, now));
     let notes = state.nodes.keys().filter_map(|id| note_silence(state, *id, seen, now));
     vips.chain(notes).collect()
+}
+
+/// Returns the members that have been silent for so long that connections to them are worth nothing.
+pub fn lost(state: &State, seen: &Liveness, now: Instant) -> BTreeSet<NodeId> {
+    let silent = |id: &NodeId| seen.silent_for(*id, now).is_some_and(|age| age >= UNANSWERED);
+    state.nodes.keys().copied().filter(silent).collect()
 }
 
 /// Records that a node fell silent, or was heard again, once per change.

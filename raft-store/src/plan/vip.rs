@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::liveness::{Health, Liveness};
+use super::liveness::{Health, Liveness, Report};
 use crate::apply::Command;
 use crate::model::{DrainStep, MoveReason, NextHolder, Node, NodeId, Severity, State, Vip};
 
@@ -31,15 +31,31 @@ pub fn candidates(state: &State, vip: &Vip, seen: &Liveness, now: Instant) -> Ve
 }
 
 fn refusal(state: &State, vip: &Vip, node: &Node, seen: &Liveness, now: Instant) -> Option<String> {
+    let report = seen.seen(node.id).map(|s| &s.report);
+    unfit(state, vip, node, seen.health(node.id, now), report)
+}
+
+/// Says why a server could not hold a VIP, as a phrase; nothing if it could.
+pub fn unfit(
+    state: &State,
+    vip: &Vip,
+    node: &Node,
+    health: Health,
+    report: Option<&Report>,
+) -> Option<String> {
     if let Err(reason) = state.candidacy(vip, node) {
         return Some(reason);
     }
-    match seen.health(node.id, now) {
-        Health::Unknown => return Some("has not been heard of yet".into()),
-        Health::Lost => return Some("is not heard of".into()),
-        Health::Live => {}
+    let report = match (health, report) {
+        (Health::Unknown, _) | (Health::Live, None) => {
+            return Some("has not been heard of yet".into());
+        }
+        (Health::Lost, _) => return Some("is not heard of".into()),
+        (Health::Live, Some(report)) => report,
+    };
+    if let Some(why) = &report.overlay {
+        return Some(format!("its overlay is not in place: {why}"));
     }
-    let report = &seen.seen(node.id)?.report;
     match report.api_ready {
         Some(true) => None,
         Some(false) => {

@@ -49,6 +49,17 @@ pub fn voters_wanted(nodes: usize, limit: u8) -> usize {
     odd.clamp(1, usize::from(limit.max(1)))
 }
 
+/// Tells whether Raft still needs the vote of a node that was removed from the fleet.
+///
+/// The vote of a removed node ends with a change of membership, which a majority of the present voters must
+/// accept. Where those that stay are no majority, as when the only voter is removed, the removed one has to be
+/// heard until its vote is gone; elsewhere it is refused at once.
+pub fn quorum_needs(state: &State, voters: &BTreeSet<NodeId>, removed: Uuid) -> bool {
+    let votes = |id: &NodeId| state.retired.get(id).is_some_and(|r| r.uuid == removed);
+    let staying = voters.iter().filter(|id| !state.retired.contains_key(id)).count();
+    voters.iter().any(votes) && staying < voters.len() / 2 + 1
+}
+
 /// Decides the next change of Raft's membership, if any is due.
 pub fn plan_membership(
     state: &State,

@@ -165,14 +165,26 @@ fn open_parts(
     }
 }
 
+/// How a store's folder names its owner.
+fn owner(fleet: Uuid, id: u64) -> String {
+    format!("fleet={fleet} node={id}")
+}
+
+/// Tells whether the store in `dir` of this node was damaged and put aside: its id must not come back.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn is_put_aside(dir: &Path, fleet: Uuid, id: u64) -> std::io::Result<bool> {
+    crate::disk::is_put_aside(&dir.join("store"), &owner(fleet, id))
+}
+
 impl<T: Transport> Store<T> {
     /// Opens the store in `dir` on sled and starts Raft on it.
     ///
     /// # Errors
     /// When the disk's content cannot be used, or Raft does not start.
     pub async fn open(dir: &Path, config: &StoreConfig, transport: T) -> Result<Self, StoreError> {
-        let owner = format!("fleet={} node={}", config.fleet, config.id);
-        let options = SledOptions::new(&dir.join("store"), &owner);
+        let options = SledOptions::new(&dir.join("store"), &owner(config.fleet, config.id));
         let (disk, loaded) = SledDisk::open(&options).map_err(StoreError::Open)?;
         let disk: Arc<dyn Disk> = Arc::new(disk);
         match open_parts(disk, loaded, &options.dir) {

@@ -26,6 +26,7 @@ pub(super) fn report(node: NodeId, api_ready: Option<bool>) -> Report {
         api_ready,
         api_detail: None,
         vips: vec![],
+        overlay: None,
         waiting_for: vec![],
         version: "0.1.0".into(),
     }

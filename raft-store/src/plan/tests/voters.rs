@@ -8,7 +8,7 @@ use super::fixture::{Leader, ms, report};
 use crate::apply::Command;
 use crate::apply::tests::fixture::{World, founding, name};
 use crate::model::NodeId;
-use crate::plan::{Membership, MembershipChange, plan_membership, voters_wanted};
+use crate::plan::{Membership, MembershipChange, plan_membership, quorum_needs, voters_wanted};
 
 /// A fleet of nodes n1 to n`count` with a target of `limit` voters, all heard just now.
 fn fleet(count: u8, limit: u8) -> Leader {
@@ -247,4 +247,23 @@ proptest! {
         }
         prop_assert!(false, "never settles: {:?}", m);
     }
+}
+
+#[test]
+fn a_removed_voter_is_heard_only_while_the_others_are_no_majority() {
+    let mut l = fleet(4, 3);
+    let (one, all) = (ids(&l, &["n1"]), ids(&l, &["n1", "n2", "n3"]));
+    let with_successor = ids(&l, &["n1", "n2"]);
+    let uuid = l.world.node("n1").uuid;
+    let learner = l.world.node("n4").uuid;
+    assert!(!quorum_needs(&l.world.state, &one, uuid), "a member needs no exception");
+    let other = l.world.node("n3").uuid;
+    remove(&mut l, "n1");
+    remove(&mut l, "n4");
+    assert!(quorum_needs(&l.world.state, &one, uuid), "nobody else could end its vote");
+    assert!(quorum_needs(&l.world.state, &with_successor, uuid));
+    assert!(!quorum_needs(&l.world.state, &all, uuid), "two of three elect another leader");
+    assert!(!quorum_needs(&l.world.state, &one, learner), "a learner has no vote to end");
+    remove(&mut l, "n3");
+    assert!(quorum_needs(&l.world.state, &all, uuid) && quorum_needs(&l.world.state, &all, other));
 }
