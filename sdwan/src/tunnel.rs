@@ -21,8 +21,11 @@ const TICK: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_secs(1);
 /// A peer without keys is called again after this time.
 const CALL: Duration = Duration::from_secs(5);
-/// The first byte of a handshake initiation (WireGuard paper, section 5.4.2).
+/// The first byte of each message (WireGuard paper, section 5.4).
 const INITIATION: u8 = 1;
+const RESPONSE: u8 = 2;
+const COOKIE: u8 = 3;
+const DATA: u8 = 4;
 
 /// Where something produced must go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,27 +237,31 @@ impl<S: Session> Tunnel<S> {
         let Some(peer) = self.peers.get_mut(&index) else {
             return;
         };
+        // Only these prove that the peer itself is there now: an initiation may be an old one of a former life of
+        // ours, and a cookie is made from what anybody may have overheard.
+        let proof = matches!(wire.first(), Some(&(RESPONSE | DATA)));
         let mut input = wire;
         loop {
-            match peer.session.open(Some(from.ip()), input, &mut self.scratch, now) {
-                Produced::Nothing => {
-                    // An authenticated datagram without content: a keepalive.
-                    if !input.is_empty() {
-                        peer.endpoint = Some(from);
-                    }
-                    return;
-                }
+            let produced = peer.session.open(Some(from.ip()), input, &mut self.scratch, now);
+            let refused = match &produced {
+                Produced::Refused => true,
+                Produced::Wire(bytes) => bytes.first() == Some(&COOKIE),
+                Produced::Nothing | Produced::Plain(_) => false,
+            };
+            if proof && !refused && !input.is_empty() {
+                peer.endpoint = Some(from);
+            }
+            match produced {
+                Produced::Nothing => return,
                 Produced::Refused => {
                     self.drops.refused += 1;
                     return;
                 }
                 Produced::Wire(bytes) => {
-                    peer.endpoint = Some(from);
                     self.outbox.push(Target::Udp(from), bytes);
                     input = &[];
                 }
                 Produced::Plain(packet) => {
-                    peer.endpoint = Some(from);
                     match addresses(packet) {
                         None => self.drops.malformed += 1,
                         Some(at) if self.routes.get(at.source) != Some(index) => {

@@ -187,6 +187,62 @@ fn a_peer_is_followed_to_a_new_address() {
     assert_eq!(a.peers()[0].endpoint, Some(at(77)));
 }
 
+/// What a tunnel sends to begin a handshake.
+fn initiation(tunnel: &mut T, now: Instant) -> Vec<u8> {
+    tunnel.handle_timeout(now);
+    let mut sent = Vec::new();
+    tunnel.take_output(|_, bytes| sent.push(bytes.to_vec()));
+    sent.into_iter().find(|b| b[0] == INITIATION).expect("a cold mesh calls")
+}
+
+#[test]
+fn a_cookie_that_comes_in_is_no_reason_to_follow() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let call = initiation(&mut a, now);
+    // As many as bring b under load: it answers with cookies then.
+    for _ in 0..300 {
+        b.handle_udp([(at(1), call.as_slice())], now);
+    }
+    let mut cookies = Vec::new();
+    b.take_output(|_, bytes| cookies.push(bytes.to_vec()));
+    let cookie = cookies.into_iter().find(|c| c[0] == COOKIE).expect("a cookie under load");
+    a.handle_udp([(at(66), cookie.as_slice())], now);
+    assert_eq!(a.peers()[0].endpoint, Some(at(2)));
+}
+
+#[test]
+fn an_initiation_is_answered_and_not_followed_whatever_the_load() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let mut stranger = T::new(300);
+    stranger.set_spec(&spec(9, 1, vec![peer(2)]), now);
+    let (call, foreign) = (initiation(&mut a, now), initiation(&mut stranger, now));
+    // One that only the shared check counts, so that the load may be reached within a session's own check.
+    b.handle_udp([(at(9), foreign.as_slice())], now);
+    for _ in 0..300 {
+        b.handle_udp([(at(66), call.as_slice())], now);
+    }
+    let mut answers = Vec::new();
+    b.take_output(|target, bytes| answers.push((target, bytes[0])));
+    assert!(answers.contains(&(Target::Udp(at(66)), RESPONSE)), "{answers:?}");
+    assert!(answers.contains(&(Target::Udp(at(66)), COOKIE)), "{answers:?}");
+    assert_eq!(b.peers()[0].endpoint, Some(at(1)));
+}
+
+#[test]
+fn a_device_without_an_endpoint_is_reached_once_it_has_called() {
+    let now = now();
+    let (mut a, mut b) = (T::new(1), T::new(100));
+    a.set_spec(&spec(1, 1, vec![peer(2)]), now);
+    b.set_spec(&spec(2, 1, vec![PeerSpec { endpoints: Vec::new(), ..peer(1) }]), now);
+    a.handle_timeout(now);
+    settle(&mut [(1, &mut a), (2, &mut b)], now);
+    let hello = packet(overlay(2), overlay(1), b"hello");
+    b.handle_tun([hello.as_slice()], now);
+    assert_eq!(settle(&mut [(1, &mut a), (2, &mut b)], now), vec![(1, hello)]);
+}
+
 proptest! {
     #[test]
     fn hostile_bytes_never_panic(inputs in proptest::collection::vec((any::<bool>(), any::<u8>(), proptest::collection::vec(any::<u8>(), 0..200)), 0..30)) {
