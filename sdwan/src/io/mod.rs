@@ -67,6 +67,11 @@ impl Packets {
         self.post(Mail::Spec(Box::new(spec)))
     }
 
+    /// Whether the thread is no more; only a panic ends it before this is dropped.
+    pub fn ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Asks how things stand; nothing if the thread does not answer in time.
     pub fn status(&self) -> Option<(Vec<PeerStatus>, Drops)> {
         let (tx, rx) = channel();
