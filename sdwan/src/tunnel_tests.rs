@@ -63,7 +63,7 @@ fn settle(tunnels: &mut [(u8, &mut T)], now: Instant) -> Vec<(u8, Vec<u8>)> {
         for (n, tunnel) in tunnels.iter_mut() {
             tunnel.take_output(|target, bytes| match target {
                 Target::Tun => delivered.push((*n, bytes.to_vec())),
-                Target::Udp(to) => wire.push((*n, to, bytes.to_vec())),
+                Target::Udp(to) => wire.push((*n, to.remote, bytes.to_vec())),
             });
         }
         if wire.is_empty() {
@@ -134,7 +134,7 @@ fn a_new_spec_keeps_sessions_and_a_stale_one_is_ignored() {
     let mut sent = Vec::new();
     a.take_output(|t, b| sent.push((t, b[0])));
     // 4 is transport data (WireGuard paper, section 5.4.6): no new handshake was needed.
-    assert_eq!(sent, vec![(Target::Udp(at(2)), 4)]);
+    assert_eq!(sent, vec![(Target::Udp(at(2).into()), 4)]);
 }
 
 #[test]
@@ -187,6 +187,31 @@ fn a_peer_is_followed_to_a_new_address() {
     assert_eq!(a.peers()[0].endpoint, Some(at(77)));
 }
 
+#[test]
+fn a_peer_is_answered_from_the_address_that_it_spoke_to() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let hello = packet(overlay(2), overlay(1), b"hello");
+    b.handle_tun([hello.as_slice()], now);
+    settle(&mut [(1, &mut a), (2, &mut b)], now);
+    b.handle_tun([hello.as_slice()], now);
+    let spoken_to = Path { remote: at(2), local: Some(at(101).ip()) };
+    let mut datagrams = Vec::new();
+    b.take_output(|_, bytes| datagrams.push(bytes.to_vec()));
+    a.handle_udp(datagrams.iter().map(|d| (spoken_to, d.as_slice())), now);
+    a.take_output(|_, _| {});
+    let back = packet(overlay(1), overlay(2), b"back");
+    let answer = |a: &mut T| {
+        a.handle_tun([back.as_slice()], now);
+        let mut sent = Vec::new();
+        a.take_output(|target, _| sent.push(target));
+        sent
+    };
+    assert_eq!(answer(&mut a), [Target::Udp(spoken_to)]);
+    a.forget_local(at(101).ip());
+    assert_eq!(answer(&mut a), [Target::Udp(at(2).into())]);
+}
+
 /// What a tunnel sends to begin a handshake.
 fn initiation(tunnel: &mut T, now: Instant) -> Vec<u8> {
     tunnel.handle_timeout(now);
@@ -225,8 +250,8 @@ fn an_initiation_is_answered_and_not_followed_whatever_the_load() {
     }
     let mut answers = Vec::new();
     b.take_output(|target, bytes| answers.push((target, bytes[0])));
-    assert!(answers.contains(&(Target::Udp(at(66)), RESPONSE)), "{answers:?}");
-    assert!(answers.contains(&(Target::Udp(at(66)), COOKIE)), "{answers:?}");
+    assert!(answers.contains(&(Target::Udp(at(66).into()), RESPONSE)), "{answers:?}");
+    assert!(answers.contains(&(Target::Udp(at(66).into()), COOKIE)), "{answers:?}");
     assert_eq!(b.peers()[0].endpoint, Some(at(1)));
 }
 
