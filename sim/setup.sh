@@ -16,6 +16,16 @@ as_root() {
 	fi
 }
 
+# as_root, and what is set for Skein and its tools stays set.
+as_root_here() {
+	for name in SKEIN_REQUIRE_ALL SKEIN_SKIPPED SKEIN_CACHE SKEIN_LAB_DIR SKEIN_LAB_KEEP SKEIN_LOG SKEIN_TEST_K3S \
+		RUSTUP_TOOLCHAIN RUSTUP_HOME CARGO_HOME CARGO_TARGET_DIR; do
+		eval "value=\${$name-}"
+		[ -z "$value" ] || set -- "$name=$value" "$@"
+	done
+	as_root env "PATH=$PATH" "$@"
+}
+
 # need PROGRAM PACKAGE WHY
 need() {
 	command -v "$1" >/dev/null && return
@@ -34,8 +44,18 @@ install_missing() {
 	missing=
 }
 
+# A compiler may be there without the headers and libraries that programs are made with.
+need_cc() {
+	probe=$(mktemp)
+	printf '#include <stdlib.h>\nint main(void) { return 0; }\n' | cc -x c -o "$probe" - 2>/dev/null && works=yes || works=no
+	rm -f "$probe"
+	[ $works = no ] || return 0
+	say "a C compiler that makes programs is missing: Rust links with it, and the cryptography's C parts are compiled with it"
+	missing="$missing gcc libc6-dev"
+}
+
 need_lab() {
-	need cc gcc "the cryptography's C parts are compiled with it"
+	need_cc
 	need ip iproute2 "hosts are network namespaces"
 	need nft nftables "cuts are packet filters"
 	need unshare util-linux "hosts are namespaces"

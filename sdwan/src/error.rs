@@ -44,6 +44,11 @@ pub enum ApplyError {
         /// The kernel's answer.
         why: String,
     },
+    /// Two networks' names lead to one device.
+    #[error(
+        "networks {0} and {1} would share device {2}: {1} has no overlay here; remove it and make it under another name"
+    )]
+    Collision(String, String, String),
     /// The packet thread has ended.
     #[error("the packet thread of device {0} has ended")]
     Ended(String),

@@ -1,21 +1,29 @@
 //! All overlays of this host: exactly those that the specs name. Shell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use rtnetlink::Handle;
+use tokio::time::Instant;
 
 use crate::error::ApplyError;
 use crate::io::Packets;
 use crate::io::tun::{self, Tun};
 use crate::io::udp::Udp;
 use crate::link::netlink;
-use crate::spec::MeshSpec;
+use crate::spec::{DEVICE_PREFIX, MeshSpec};
 use crate::tunnel::{Drops, PeerStatus};
+
+/// While there is no spec at all, devices of a former daemon are left for this long: the state may be late.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The overlays of this host. One task owns it.
 #[derive(Debug, Default)]
 pub struct Overlay {
     meshes: BTreeMap<String, Running>,
+    /// Devices that were named by a spec; they go as soon as they are not.
+    known: BTreeSet<String>,
+    empty_since: Option<Instant>,
     netlink: Option<(Handle, tokio::task::JoinHandle<()>)>,
 }
 
@@ -49,32 +57,57 @@ impl Overlay {
     /// # Errors
     /// The first thing that could not be done; the rest was still tried, and a repetition tries again.
     pub async fn apply(&mut self, specs: Vec<MeshSpec>) -> Result<(), ApplyError> {
-        let mut first_error = None;
-        let gone: Vec<String> = self
-            .meshes
-            .keys()
-            .filter(|name| !specs.iter().any(|s| s.interface == **name))
-            .cloned()
-            .collect();
-        for name in gone {
-            self.meshes.remove(&name);
-            if let Err(e) = tun::remove(&name) {
-                first_error.get_or_insert(e);
-            }
-        }
+        let mut first = self.remove_unnamed(&specs);
+        let mut named: BTreeMap<String, String> = BTreeMap::new();
         for spec in specs {
-            if let Err(e) = self.apply_one(spec).await {
-                first_error.get_or_insert(e);
+            let other = named.get(&spec.interface);
+            let done = match other.filter(|other| **other != spec.network) {
+                Some(other) => Err(ApplyError::Collision(
+                    other.clone(),
+                    spec.network.clone(),
+                    spec.interface.clone(),
+                )),
+                None => {
+                    named.insert(spec.interface.clone(), spec.network.clone());
+                    self.known.insert(spec.interface.clone());
+                    self.apply_one(spec).await
+                }
+            };
+            first = first.and(done);
+        }
+        first
+    }
+
+    /// Removes devices that no spec names, also such as a former daemon made; what fails is tried again next time.
+    fn remove_unnamed(&mut self, specs: &[MeshSpec]) -> Result<(), ApplyError> {
+        let certain = if specs.is_empty() {
+            self.empty_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE
+        } else {
+            self.empty_since = None;
+            true
+        };
+        let named = |name: &String| specs.iter().any(|s| s.interface == *name);
+        self.meshes.retain(|name, _| named(name));
+        let mut first = Ok(());
+        for name in devices().iter().filter(|name| !named(name)) {
+            if certain || self.known.contains(name) {
+                tracing::info!(device = %name, "no network has this device any more: it is removed");
+                first = first.and(tun::remove(name));
             }
         }
-        first_error.map_or(Ok(()), Err)
+        first
     }
 
     async fn apply_one(&mut self, spec: MeshSpec) -> Result<(), ApplyError> {
         let name = spec.interface.clone();
         let handle = self.handle(&name)?;
-        let restart = self.meshes.get(&name).is_none_or(|r| r.spec.listen_port != spec.listen_port)
-            || !device_exists(&name);
+        let died = self.meshes.get(&name).is_some_and(|r| r.packets.ended());
+        if died {
+            tracing::error!(device = %name, "the packet thread had died: another one is started");
+        }
+        let restart = died
+            || self.meshes.get(&name).is_none_or(|r| r.spec.listen_port != spec.listen_port)
+            || !devices().contains(&name);
         if restart {
             self.meshes.remove(&name);
             let tun = Tun::open(&name)?;
@@ -100,7 +133,9 @@ impl Overlay {
     }
 
     fn handle(&mut self, name: &str) -> Result<Handle, ApplyError> {
-        if let Some((handle, _)) = &self.netlink {
+        if let Some((handle, task)) = &self.netlink
+            && !task.is_finished()
+        {
             return Ok(handle.clone());
         }
         let (connection, handle, _) =
@@ -142,6 +177,9 @@ fn same(a: &MeshSpec, b: &MeshSpec) -> bool {
     a.peers == b.peers && a.private_key == b.private_key
 }
 
-fn device_exists(name: &str) -> bool {
-    std::path::Path::new("/sys/class/net").join(name).exists()
+/// The overlay devices of this network namespace, whoever made them.
+fn devices() -> BTreeSet<String> {
+    let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(DEVICE_PREFIX)).collect()
 }

@@ -108,10 +108,13 @@ pub struct PeerSpec {
     pub keepalive: Option<u16>,
 }
 
+/// How the names of all overlay devices begin.
+pub(crate) const DEVICE_PREFIX: &str = "wg-sdwan-";
+
 /// Returns the device's name for a network: `wg-sdwan-` and six hexadecimal digits of its name's SHA-256.
 pub fn interface_name(network: &str) -> String {
     let digest = Sha256::digest(network.as_bytes());
-    format!("wg-sdwan-{}", &hex::encode(digest)[..6])
+    format!("{DEVICE_PREFIX}{}", &hex::encode(digest)[..6])
 }
 
 #[cfg(test)]

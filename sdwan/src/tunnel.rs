@@ -21,14 +21,32 @@ const TICK: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_secs(1);
 /// A peer without keys is called again after this time.
 const CALL: Duration = Duration::from_secs(5);
-/// The first byte of a handshake initiation (WireGuard paper, section 5.4.2).
+/// The first byte of each message (WireGuard paper, section 5.4).
 const INITIATION: u8 = 1;
+const RESPONSE: u8 = 2;
+const COOKIE: u8 = 3;
+const DATA: u8 = 4;
+
+/// A way to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Where it is.
+    pub remote: SocketAddr,
+    /// The address of this host that it spoke to, and wants to be answered from; unknown before it spoke.
+    pub local: Option<IpAddr>,
+}
+
+impl From<SocketAddr> for Path {
+    fn from(remote: SocketAddr) -> Self {
+        Self { remote, local: None }
+    }
+}
 
 /// Where something produced must go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// To the wire.
-    Udp(SocketAddr),
+    Udp(Path),
     /// To this host's network stack.
     Tun,
 }
@@ -68,7 +86,7 @@ pub struct PeerStatus {
 struct Peer<S> {
     spec: PeerSpec,
     session: S,
-    endpoint: Option<SocketAddr>,
+    endpoint: Option<Path>,
     called: Option<Instant>,
     rx_bytes: u64,
     tx_bytes: u64,
@@ -173,7 +191,7 @@ impl<S: Session> Tunnel<S> {
         // 24 bits: the wire carries the index with eight bits of a counter behind it.
         self.next_index = (self.next_index + 1) & 0x00ff_ffff;
         let session = S::new(private, &spec.public_key, spec.keepalive, index, limiter);
-        let endpoint = spec.endpoints.first().copied();
+        let endpoint = spec.endpoints.first().map(|at| Path::from(*at));
         let peer =
             Peer { spec: spec.clone(), session, endpoint, called: None, rx_bytes: 0, tx_bytes: 0 };
         self.peers.insert(index, peer);
@@ -203,16 +221,17 @@ impl<S: Session> Tunnel<S> {
     }
 
     /// Takes datagrams from the wire.
-    pub fn handle_udp<'p>(
+    pub fn handle_udp<'p, P: Into<Path>>(
         &mut self,
-        datagrams: impl IntoIterator<Item = (SocketAddr, &'p [u8])>,
+        datagrams: impl IntoIterator<Item = (P, &'p [u8])>,
         now: Instant,
     ) {
         for (from, wire) in datagrams {
+            let from = from.into();
             let Some(limiter) = &mut self.limiter else {
                 return;
             };
-            let index = match limiter.addressee(from.ip(), wire, &mut self.scratch) {
+            let index = match limiter.addressee(from.remote.ip(), wire, &mut self.scratch) {
                 Ok(Addressee::Key(key)) => self.by_key.get(&key).copied(),
                 Ok(Addressee::Index(index)) => Some(index),
                 Err(cookie) => {
@@ -230,31 +249,35 @@ impl<S: Session> Tunnel<S> {
         }
     }
 
-    fn open(&mut self, index: u32, from: SocketAddr, wire: &[u8], now: Instant) {
+    fn open(&mut self, index: u32, from: Path, wire: &[u8], now: Instant) {
         let Some(peer) = self.peers.get_mut(&index) else {
             return;
         };
+        // Only these prove that the peer itself is there now: an initiation may be an old one of a former life of
+        // ours, and a cookie is made from what anybody may have overheard.
+        let proof = matches!(wire.first(), Some(&(RESPONSE | DATA)));
         let mut input = wire;
         loop {
-            match peer.session.open(Some(from.ip()), input, &mut self.scratch, now) {
-                Produced::Nothing => {
-                    // An authenticated datagram without content: a keepalive.
-                    if !input.is_empty() {
-                        peer.endpoint = Some(from);
-                    }
-                    return;
-                }
+            let produced = peer.session.open(Some(from.remote.ip()), input, &mut self.scratch, now);
+            let refused = match &produced {
+                Produced::Refused => true,
+                Produced::Wire(bytes) => bytes.first() == Some(&COOKIE),
+                Produced::Nothing | Produced::Plain(_) => false,
+            };
+            if proof && !refused && !input.is_empty() {
+                peer.endpoint = Some(from);
+            }
+            match produced {
+                Produced::Nothing => return,
                 Produced::Refused => {
                     self.drops.refused += 1;
                     return;
                 }
                 Produced::Wire(bytes) => {
-                    peer.endpoint = Some(from);
                     self.outbox.push(Target::Udp(from), bytes);
                     input = &[];
                 }
                 Produced::Plain(packet) => {
-                    peer.endpoint = Some(from);
                     match addresses(packet) {
                         None => self.drops.malformed += 1,
                         Some(at) if self.routes.get(at.source) != Some(index) => {
@@ -310,12 +333,18 @@ impl<S: Session> Tunnel<S> {
         self.outbox.arena.clear();
     }
 
+    /// Forgets an address of this host that is gone: peers are answered from whichever the kernel chooses.
+    pub fn forget_local(&mut self, gone: IpAddr) {
+        let endpoints = self.peers.values_mut().filter_map(|p| p.endpoint.as_mut());
+        endpoints.filter(|e| e.local == Some(gone)).for_each(|e| e.local = None);
+    }
+
     /// Returns how the peers stand.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let status = |p: &Peer<S>| PeerStatus {
             name: p.spec.name.clone(),
             key: p.spec.public_key,
-            endpoint: p.endpoint,
+            endpoint: p.endpoint.map(|e| e.remote),
             handshake_age: p.session.handshake_age(),
             rx_bytes: p.rx_bytes,
             tx_bytes: p.tx_bytes,
@@ -337,7 +366,7 @@ impl<S: Session> Tunnel<S> {
 /// Sends to where the peer was last heard; a call for it goes to all places where it may be.
 fn send(
     outbox: &mut Outbox,
-    endpoint: Option<SocketAddr>,
+    endpoint: Option<Path>,
     candidates: &[SocketAddr],
     produced: &Produced<'_>,
 ) {
@@ -348,8 +377,8 @@ fn send(
         outbox.push(Target::Udp(at), bytes);
     }
     if bytes.first() == Some(&INITIATION) {
-        for at in candidates.iter().filter(|c| Some(**c) != endpoint) {
-            outbox.push(Target::Udp(*at), bytes);
+        for at in candidates.iter().filter(|c| endpoint.is_none_or(|e| e.remote != **c)) {
+            outbox.push(Target::Udp((*at).into()), bytes);
         }
     }
 }

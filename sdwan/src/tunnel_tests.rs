@@ -63,7 +63,7 @@ fn settle(tunnels: &mut [(u8, &mut T)], now: Instant) -> Vec<(u8, Vec<u8>)> {
         for (n, tunnel) in tunnels.iter_mut() {
             tunnel.take_output(|target, bytes| match target {
                 Target::Tun => delivered.push((*n, bytes.to_vec())),
-                Target::Udp(to) => wire.push((*n, to, bytes.to_vec())),
+                Target::Udp(to) => wire.push((*n, to.remote, bytes.to_vec())),
             });
         }
         if wire.is_empty() {
@@ -134,7 +134,7 @@ fn a_new_spec_keeps_sessions_and_a_stale_one_is_ignored() {
     let mut sent = Vec::new();
     a.take_output(|t, b| sent.push((t, b[0])));
     // 4 is transport data (WireGuard paper, section 5.4.6): no new handshake was needed.
-    assert_eq!(sent, vec![(Target::Udp(at(2)), 4)]);
+    assert_eq!(sent, vec![(Target::Udp(at(2).into()), 4)]);
 }
 
 #[test]
@@ -185,6 +185,87 @@ fn a_peer_is_followed_to_a_new_address() {
         a.handle_udp([(at(66), d.as_slice())], now);
     }
     assert_eq!(a.peers()[0].endpoint, Some(at(77)));
+}
+
+#[test]
+fn a_peer_is_answered_from_the_address_that_it_spoke_to() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let hello = packet(overlay(2), overlay(1), b"hello");
+    b.handle_tun([hello.as_slice()], now);
+    settle(&mut [(1, &mut a), (2, &mut b)], now);
+    b.handle_tun([hello.as_slice()], now);
+    let spoken_to = Path { remote: at(2), local: Some(at(101).ip()) };
+    let mut datagrams = Vec::new();
+    b.take_output(|_, bytes| datagrams.push(bytes.to_vec()));
+    a.handle_udp(datagrams.iter().map(|d| (spoken_to, d.as_slice())), now);
+    a.take_output(|_, _| {});
+    let back = packet(overlay(1), overlay(2), b"back");
+    let answer = |a: &mut T| {
+        a.handle_tun([back.as_slice()], now);
+        let mut sent = Vec::new();
+        a.take_output(|target, _| sent.push(target));
+        sent
+    };
+    assert_eq!(answer(&mut a), [Target::Udp(spoken_to)]);
+    a.forget_local(at(101).ip());
+    assert_eq!(answer(&mut a), [Target::Udp(at(2).into())]);
+}
+
+/// What a tunnel sends to begin a handshake.
+fn initiation(tunnel: &mut T, now: Instant) -> Vec<u8> {
+    tunnel.handle_timeout(now);
+    let mut sent = Vec::new();
+    tunnel.take_output(|_, bytes| sent.push(bytes.to_vec()));
+    sent.into_iter().find(|b| b[0] == INITIATION).expect("a cold mesh calls")
+}
+
+#[test]
+fn a_cookie_that_comes_in_is_no_reason_to_follow() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let call = initiation(&mut a, now);
+    // As many as bring b under load: it answers with cookies then.
+    for _ in 0..300 {
+        b.handle_udp([(at(1), call.as_slice())], now);
+    }
+    let mut cookies = Vec::new();
+    b.take_output(|_, bytes| cookies.push(bytes.to_vec()));
+    let cookie = cookies.into_iter().find(|c| c[0] == COOKIE).expect("a cookie under load");
+    a.handle_udp([(at(66), cookie.as_slice())], now);
+    assert_eq!(a.peers()[0].endpoint, Some(at(2)));
+}
+
+#[test]
+fn an_initiation_is_answered_and_not_followed_whatever_the_load() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let mut stranger = T::new(300);
+    stranger.set_spec(&spec(9, 1, vec![peer(2)]), now);
+    let (call, foreign) = (initiation(&mut a, now), initiation(&mut stranger, now));
+    // One that only the shared check counts, so that the load may be reached within a session's own check.
+    b.handle_udp([(at(9), foreign.as_slice())], now);
+    for _ in 0..300 {
+        b.handle_udp([(at(66), call.as_slice())], now);
+    }
+    let mut answers = Vec::new();
+    b.take_output(|target, bytes| answers.push((target, bytes[0])));
+    assert!(answers.contains(&(Target::Udp(at(66).into()), RESPONSE)), "{answers:?}");
+    assert!(answers.contains(&(Target::Udp(at(66).into()), COOKIE)), "{answers:?}");
+    assert_eq!(b.peers()[0].endpoint, Some(at(1)));
+}
+
+#[test]
+fn a_device_without_an_endpoint_is_reached_once_it_has_called() {
+    let now = now();
+    let (mut a, mut b) = (T::new(1), T::new(100));
+    a.set_spec(&spec(1, 1, vec![peer(2)]), now);
+    b.set_spec(&spec(2, 1, vec![PeerSpec { endpoints: Vec::new(), ..peer(1) }]), now);
+    a.handle_timeout(now);
+    settle(&mut [(1, &mut a), (2, &mut b)], now);
+    let hello = packet(overlay(2), overlay(1), b"hello");
+    b.handle_tun([hello.as_slice()], now);
+    assert_eq!(settle(&mut [(1, &mut a), (2, &mut b)], now), vec![(1, hello)]);
 }
 
 proptest! {

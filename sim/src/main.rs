@@ -14,6 +14,9 @@ struct Cli {
 enum Command {
     /// Make, use, break and remove a lab.
     Lab(sim::lab::cli::LabArgs),
+    /// Say what `lab up` would need to have installed.
+    #[command(hide = true)]
+    LabNeeds(sim::lab::cli::LabArgs),
     /// Ask an address through a host again and again, and say how long it did not answer.
     Probe(sim::probe::ProbeArgs),
     /// Process 1 of a lab's host.
@@ -40,6 +43,7 @@ fn main() -> std::process::ExitCode {
     }
     finish(match Cli::parse().command {
         Command::Lab(args) => sim::lab::cli::run(args),
+        Command::LabNeeds(args) => sim::lab::cli::needs(&args),
         Command::Probe(args) => sim::probe::run(&args),
         Command::LabInit { dir } => sim::lab::init::run(&dir),
         Command::Rehearsal { args } => sim::rehearsal::run(&args),

@@ -1,6 +1,6 @@
 //! Networks and plain WireGuard devices. Shell.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use raft_store::apply::Command;
 use raft_store::model::{Network, OverlayAddress, PublicKey, State};
@@ -51,6 +51,34 @@ impl<D: Daemon> Api<D> {
     }
 }
 
+/// Where a device may reach a node, likeliest first. An overlay's address is none: it leads through the device itself.
+fn endpoints(state: &State, at: &Whereabouts, port: u16) -> Vec<String> {
+    let overlay = |ip: &IpAddr| match ip {
+        IpAddr::V4(v4) => state.networks.values().any(|n| n.v4.contains(v4)),
+        IpAddr::V6(v6) => state.networks.values().any(|n| n.v6.contains(v6)),
+    };
+    let mut hosts: Vec<IpAddr> =
+        at.addresses.iter().map(SocketAddr::ip).filter(|ip| !overlay(ip)).collect();
+    hosts.sort_by_key(remoteness);
+    hosts.dedup();
+    hosts.into_iter().map(|ip| SocketAddr::new(ip, port).to_string()).collect()
+}
+
+/// From how few places an address is reached: public ones come first, IPv4 before IPv6 since not every device has
+/// IPv6; then those of a site, where IPv6's own (RFC 4193) are the rarest to be routed.
+fn remoteness(ip: &IpAddr) -> u8 {
+    match ip {
+        IpAddr::V4(v4) if v4.is_loopback() || v4.is_link_local() => 5,
+        // Carriers' addresses (RFC 6598) lead to the carrier's own customers at most.
+        IpAddr::V4(v4) if v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64 => 3,
+        IpAddr::V4(v4) if v4.is_private() => 2,
+        IpAddr::V4(_) => 0,
+        IpAddr::V6(v6) if v6.is_loopback() || v6.is_unicast_link_local() => 5,
+        IpAddr::V6(v6) if v6.is_unique_local() => 4,
+        IpAddr::V6(_) => 1,
+    }
+}
+
 /// Says what a device must be configured with: a peer for each node, and its own addresses.
 fn device_config(
     state: &State,
@@ -61,13 +89,13 @@ fn device_config(
     let peers = state.nodes.values().filter_map(|node| {
         let address = node.networks.get(&n.id)?;
         let known = at.iter().find(|w| w.uuid == node.uuid);
-        let endpoint = known.and_then(|w| w.addresses.first());
+        let mut endpoints =
+            known.map(|w| endpoints(state, w, n.port)).unwrap_or_default().into_iter();
         Some(proto::PeerEntry {
             name: node.name.to_string(),
             public_key: node.wireguard.to_string(),
-            endpoint: endpoint
-                .map(|a| SocketAddr::new(a.ip(), n.port).to_string())
-                .unwrap_or_default(),
+            endpoint: endpoints.next().unwrap_or_default(),
+            other_endpoints: endpoints.collect(),
             allowed_ips: vec![format!("{}/128", address.v6), format!("{}/32", address.v4)],
         })
     });
@@ -160,5 +188,21 @@ impl<D: Daemon> Networks for Api<D> {
         let command = Command::RemoveDevice { network: name(&r.network)?, name: name(&r.name)? };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::RemovePeerResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_led_to_the_likeliest_address() {
+        let mut all: Vec<IpAddr> =
+            ["fd77::1", "100.64.0.1", "10.0.0.1", "2001:db8::1", "203.0.113.1"]
+                .map(|ip| ip.parse().unwrap())
+                .to_vec();
+        all.sort_by_key(remoteness);
+        let order: Vec<String> = all.iter().map(IpAddr::to_string).collect();
+        assert_eq!(order, ["203.0.113.1", "2001:db8::1", "10.0.0.1", "100.64.0.1", "fd77::1"]);
     }
 }

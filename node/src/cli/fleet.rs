@@ -307,6 +307,9 @@ fn wireguard_config(c: &proto::PeerConfig) -> String {
         if !p.endpoint.is_empty() {
             text += &format!("Endpoint = {}\n", p.endpoint);
         }
+        for other in &p.other_endpoints {
+            text += &format!("# or: Endpoint = {other}\n");
+        }
         text += "PersistentKeepalive = 25\n";
     }
     text

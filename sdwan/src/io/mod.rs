@@ -67,6 +67,11 @@ impl Packets {
         self.post(Mail::Spec(Box::new(spec)))
     }
 
+    /// Whether the thread is no more; only a panic ends it before this is dropped.
+    pub fn ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Asks how things stand; nothing if the thread does not answer in time.
     pub fn status(&self) -> Option<(Vec<PeerStatus>, Drops)> {
         let (tx, rx) = channel();
@@ -181,15 +186,25 @@ impl Loop {
 
     fn flush(&mut self) {
         let (tun, udp) = (&mut self.tun, &self.udp);
+        let mut gone = None;
         self.tunnel.take_output(|target, bytes| {
             // A full queue drops packets, as any link does.
             let sent = match target {
                 Target::Tun => tun.send(bytes),
-                Target::Udp(to) => udp.send(bytes, to),
+                Target::Udp(to) => udp.send(bytes, to).or_else(|e| match to.local {
+                    Some(local) if udp::is_gone(&e) => {
+                        gone = Some(local);
+                        udp.send(bytes, to.remote.into())
+                    }
+                    _ => Err(e),
+                }),
             };
             if let Err(e) = sent {
                 tracing::trace!(?target, error = %e, "not sent");
             }
         });
+        if let Some(local) = gone {
+            self.tunnel.forget_local(local);
+        }
     }
 }

@@ -23,7 +23,7 @@ pub struct Address {
 pub struct Device {
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// Routes that lead over it.
+    /// On-link routes over it that are made as ours are; pods' routes, which lead over a gateway, are none of them.
     pub routes: BTreeSet<IpNet>,
 }
 
@@ -36,23 +36,30 @@ pub struct Diff {
     pub remove: Vec<IpAddr>,
     /// Routes to add.
     pub routes: Vec<IpNet>,
+    /// Routes to remove.
+    pub stale: Vec<IpNet>,
 }
 
-/// Compares; link-local addresses and routes of others (pods' routes, say) are left alone.
+/// Compares. The device is ours, so whatever global address it has beside the wanted ones is a remnant;
+/// link-local addresses are left alone.
 pub fn diff(spec: &MeshSpec, has: &Device) -> Diff {
     let own = spec.addresses.iter().map(|ip| Address { ip: *ip, held: false });
     let held = spec.held.iter().map(|ip| Address { ip: *ip, held: true });
     let wanted: Vec<Address> = own.chain(held).collect();
-    let ours = |ip: &IpAddr| spec.prefixes.iter().any(|p| p.contains(ip));
+    let global = |ip: &IpAddr| match ip {
+        IpAddr::V4(v4) => !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    };
     Diff {
         remove: has
             .addresses
             .iter()
-            .filter(|ip| ours(ip) && !wanted.iter().any(|w| w.ip == **ip))
+            .filter(|ip| global(ip) && !wanted.iter().any(|w| w.ip == **ip))
             .copied()
             .collect(),
         add: wanted.into_iter().filter(|w| !has.addresses.contains(&w.ip)).collect(),
         routes: spec.prefixes.iter().filter(|p| !has.routes.contains(p)).copied().collect(),
+        stale: has.routes.iter().filter(|p| !spec.prefixes.contains(p)).copied().collect(),
     }
 }
 
@@ -93,10 +100,14 @@ mod tests {
     }
 
     #[test]
-    fn what_others_added_stays() {
+    fn remnants_of_another_range_go_and_link_local_addresses_stay() {
         let mut has = Device::default();
-        has.addresses.insert("fe80::1".parse().unwrap());
-        has.routes.insert("10.42.1.0/24".parse().unwrap());
-        assert!(diff(&spec(&[]), &has).remove.is_empty());
+        has.addresses
+            .extend(["fe80::1", "fd99::1", "10.91.0.1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        has.routes.insert("10.91.0.0/20".parse().unwrap());
+        let todo = diff(&spec(&[]), &has);
+        let gone: Vec<String> = todo.remove.iter().map(IpAddr::to_string).collect();
+        assert_eq!(gone, ["10.91.0.1", "fd99::1"]);
+        assert_eq!(todo.stale, ["10.91.0.0/20".parse().unwrap()]);
     }
 }

@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, CacheInfo,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope,
+};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::{Address, Device, diff};
@@ -25,7 +27,7 @@ fn error(spec: &MeshSpec, what: impl Into<String>) -> impl FnOnce(rtnetlink::Err
 /// Makes addresses and routes of the spec's device be as it says.
 ///
 /// # Errors
-/// When the kernel refuses something.
+/// The first thing that the kernel refused; the rest was still tried.
 pub async fn apply(handle: &Handle, spec: &MeshSpec) -> Result<(), ApplyError> {
     let index = find(handle, &spec.interface).await.map_err(error(spec, "looking it up"))?;
     let index = index.ok_or_else(|| ApplyError::Link {
@@ -34,31 +36,39 @@ pub async fn apply(handle: &Handle, spec: &MeshSpec) -> Result<(), ApplyError> {
         why: "the device is gone".into(),
     })?;
     quiet(&spec.interface);
+    // One thing refused (IPv6, say) is no reason to leave out the others.
+    let mut first = Ok(());
     let up = LinkUnspec::new_with_index(index).mtu(spec.mtu.into()).up().build();
-    handle.link().set(up).execute().await.map_err(error(spec, "bringing it up"))?;
+    let done = handle.link().set(up).execute().await.map_err(error(spec, "bringing it up"));
+    first = first.and(done);
     let has = read(handle, index).await.map_err(error(spec, "reading its addresses"))?;
     let todo = diff(spec, &has);
     for ip in todo.remove {
-        remove(handle, index, ip).await.map_err(error(spec, format!("removing address {ip}")))?;
+        let done = remove(handle, index, ip).await;
+        first = first.and(done.map_err(error(spec, format!("removing address {ip}"))));
+    }
+    for net in todo.stale {
+        let done = handle.route().del(route(index, net, None)).execute().await;
+        first = first.and(done.map_err(error(spec, format!("removing route {net}"))));
     }
     for address in todo.add {
-        add(handle, index, address)
-            .await
-            .map_err(error(spec, format!("adding address {}", address.ip)))?;
+        let done = add(handle, index, address).await;
+        first = first.and(done.map_err(error(spec, format!("adding address {}", address.ip))));
     }
     for net in todo.routes {
         let source = spec.addresses.iter().find(|ip| ip.is_ipv4() == matches!(net, IpNet::V4(_)));
-        route(handle, index, net, source.copied())
-            .await
-            .map_err(error(spec, format!("adding route {net}")))?;
+        let message = route(index, net, source.copied());
+        let done = handle.route().add(message).replace().execute().await;
+        first = first.and(done.map_err(error(spec, format!("adding route {net}"))));
     }
-    Ok(())
+    first
 }
 
-/// Nothing of the kernel's own belongs on this link: no router solicitations, no link-local address, and packets
+/// IPv6 is there even where the machine's default is without; nothing of the kernel's own is: no router solicitations, no link-local address, and packets
 /// may come back another way than they would be sent (pods and VIPs).
 fn quiet(interface: &str) {
     let settings = [
+        ("ipv6", "disable_ipv6", "0"),
         ("ipv6", "accept_ra", "0"),
         ("ipv6", "autoconf", "0"),
         ("ipv6", "addr_gen_mode", "1"),
@@ -98,13 +108,18 @@ async fn read(handle: &Handle, index: u32) -> Result<Device, rtnetlink::Error> {
                 .attributes
                 .iter()
                 .any(|a| matches!(a, RouteAttribute::Oif(i) if *i == index));
+            let direct =
+                !message.attributes.iter().any(|a| matches!(a, RouteAttribute::Gateway(_)));
+            let as_ours = message.header.protocol == RouteProtocol::Static && direct;
             let to = message.attributes.iter().find_map(|a| match a {
                 RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
                 RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
                 _ => None,
             });
             let length = message.header.destination_prefix_length;
-            if let (true, Some(net)) = (over, to.and_then(|ip| IpNet::new(ip, length).ok())) {
+            if let (true, Some(net)) =
+                (over && as_ours, to.and_then(|ip| IpNet::new(ip, length).ok()))
+            {
                 device.routes.insert(net);
             }
         }
@@ -137,24 +152,19 @@ async fn remove(handle: &Handle, index: u32, ip: IpAddr) -> Result<(), rtnetlink
     Ok(())
 }
 
-async fn route(
-    handle: &Handle,
-    index: u32,
-    net: IpNet,
-    source: Option<IpAddr>,
-) -> Result<(), rtnetlink::Error> {
-    let message = match (net, source) {
-        (IpNet::V4(net), source) => {
+fn route(index: u32, net: IpNet, source: Option<IpAddr>) -> RouteMessage {
+    match net {
+        IpNet::V4(net) => {
             let mut builder = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
                 .destination_prefix(net.network(), net.prefix_len())
-                .scope(netlink_packet_route::route::RouteScope::Link)
+                .scope(RouteScope::Link)
                 .output_interface(index);
             if let Some(IpAddr::V4(source)) = source {
                 builder = builder.pref_source(source);
             }
             builder.build()
         }
-        (IpNet::V6(net), source) => {
+        IpNet::V6(net) => {
             let mut builder = RouteMessageBuilder::<std::net::Ipv6Addr>::new()
                 .destination_prefix(net.network(), net.prefix_len())
                 .output_interface(index);
@@ -163,6 +173,5 @@ async fn route(
             }
             builder.build()
         }
-    };
-    handle.route().add(message).replace().execute().await
+    }
 }

@@ -18,10 +18,56 @@ pub(super) fn hierarchies() -> Vec<PathBuf> {
     if v1.is_empty() { of("cgroup2") } else { v1 }
 }
 
-/// Makes a host's groups; those that cannot be made are left out.
+/// Whether these are the one hierarchy of version 2.
+pub(super) fn is_v2(hierarchies: &[PathBuf]) -> bool {
+    hierarchies == [Path::new("/sys/fs/cgroup")]
+}
+
+/// Where the host's own processes are in version 2, where a group with children that have controllers has none.
+const LEAF: &str = "init";
+
+/// The files through which a process enters a host's groups.
+pub(super) fn doors(name: &str) -> Vec<PathBuf> {
+    let hierarchies = hierarchies();
+    let v2 = is_v2(&hierarchies);
+    let group = |h: PathBuf| if v2 { h.join(name).join(LEAF) } else { h.join(name) };
+    hierarchies.into_iter().map(|h| group(h).join("cgroup.procs")).collect()
+}
+
+/// Once the host's root of groups is fixed, moves its first processes into their leaf, so that kubelet may make
+/// groups with controllers beside it. Nothing in version 1.
+pub(super) fn settle(name: &str) {
+    let hierarchies = hierarchies();
+    if !is_v2(&hierarchies) {
+        return;
+    }
+    let group = hierarchies[0].join(name);
+    let leaf = group.join(LEAF);
+    let _ = fs::create_dir_all(&leaf);
+    let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in procs.lines() {
+        // One that ended meanwhile needs no move.
+        let _ = fs::write(leaf.join("cgroup.procs"), pid);
+    }
+    delegate(&group);
+}
+
+/// Lets a group's children have all controllers that it has; each by itself, since some may be refused.
+fn delegate(group: &Path) {
+    let all = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
+    for controller in all.split_whitespace() {
+        let _ = fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
+
+/// Makes a host's groups and returns the files through which to enter them; what cannot be made is left out.
 pub(super) fn make(name: &str) -> Vec<PathBuf> {
     let mut made = Vec::new();
-    for hierarchy in hierarchies() {
+    let hierarchies = hierarchies();
+    if is_v2(&hierarchies) {
+        delegate(&hierarchies[0]);
+    }
+    for hierarchy in hierarchies {
         let group = hierarchy.join(name);
         if fs::create_dir_all(&group).is_err() {
             continue;
@@ -32,16 +78,15 @@ pub(super) fn make(name: &str) -> Vec<PathBuf> {
                 let _ = fs::write(group.join(file), all.trim());
             }
         }
-        made.push(group);
+        made.push(group.join("cgroup.procs"));
     }
     made
 }
 
 /// Puts this process, and so its children, into a host's groups.
 pub(super) fn enter(name: &str) {
-    for hierarchy in hierarchies() {
-        let _ =
-            fs::write(hierarchy.join(name).join("cgroup.procs"), std::process::id().to_string());
+    for door in doors(name) {
+        let _ = fs::write(door, std::process::id().to_string());
     }
 }
 

@@ -1,13 +1,10 @@
 //! The lab's verbs. Shell.
 
-use std::path::{Path, PathBuf};
-
 use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::geteuid;
 
-use super::fleet::Progress;
 use super::store::{self, HostRecord, Lab};
-use super::{Result, cgroup, faults, fleet, host, runtime, say, status, wire};
+use super::{Result, down, faults, fleet, host, refusal, runtime, say, status, up};
 
 /// `skein-sim lab`.
 #[derive(Debug, Args)]
@@ -28,23 +25,7 @@ enum Format {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Bring up hosts, daemons and a cluster called `lab`.
-    Up {
-        /// How many control-plane hosts.
-        #[arg(long, default_value = "3")]
-        servers: u8,
-        /// How many workers.
-        #[arg(long, default_value = "1")]
-        workers: u8,
-        /// What runs as K3s: auto, rehearsal, build, or a path to a K3s binary.
-        #[arg(long, default_value = "auto")]
-        k3s: String,
-        /// A folder of image archives for pods.
-        #[arg(long)]
-        images: Option<PathBuf>,
-        /// Stop after the daemons are members: no cluster.
-        #[arg(long)]
-        no_cluster: bool,
-    },
+    Up(up::UpArgs),
     /// Show hosts, daemons, addresses, pids and state folders.
     Status {
         /// table or json.
@@ -150,6 +131,25 @@ pub fn run(args: LabArgs) -> std::result::Result<u8, String> {
     Ok(0)
 }
 
+/// Says what `up` with these arguments would need beside the lab itself, for `./lab` to install: a word each.
+///
+/// # Errors
+/// When they name no K3s.
+pub fn needs(args: &LabArgs) -> std::result::Result<u8, String> {
+    check_name(&args.name)?;
+    if let (Verb::Up(up), None) = (&args.verb, Lab::load(&args.name)?) {
+        super::print(runtime::needs(up.k3s())?.join(" "));
+    }
+    Ok(0)
+}
+
+impl Verb {
+    fn word(&self) -> String {
+        let word = format!("{self:?}");
+        word.split(|c: char| !c.is_alphabetic()).next().unwrap_or_default().to_lowercase()
+    }
+}
+
 fn check_name(name: &str) -> Result<()> {
     let fine = !name.is_empty()
         && name.len() <= 20
@@ -175,21 +175,23 @@ fn any_host(name: &str) -> Result<String> {
 }
 
 fn change(name: &str, verb: Verb) -> Result<()> {
-    let _lock = store::lock(name)?;
+    let _lock = store::lock(name, &format!("lab {name}: {}", verb.word()))?;
     match verb {
-        Verb::Up { servers, workers, k3s, images, no_cluster } => {
-            return up(name, (servers, workers), &k3s, images, no_cluster);
-        }
-        Verb::Down => return down(name),
+        Verb::Up(args) => return up::up(name, &args),
+        Verb::Down => return down::down(name),
         _ => {}
     }
     let mut lab = Lab::require(name)?;
     match verb {
-        Verb::Kill { host } => host::power_cut(&lab, lab.host(&host)?),
-        Verb::Crash { host } => host::crash(&lab, lab.host(&host)?),
-        Verb::Pause { host } => faults::pause(&lab, lab.host(&host)?, true)?,
-        Verb::Resume { host } => faults::pause(&lab, lab.host(&host)?, false)?,
-        Verb::Start { host } => boot_member(&lab, lab.host(&host)?)?,
+        Verb::Kill { host } => {
+            host::power_cut(&lab, up_host(&lab, &host, "was not killed")?);
+        }
+        Verb::Crash { host } => host::crash(&lab, up_host(&lab, &host, "was not crashed")?),
+        Verb::Pause { host } => faults::pause(&lab, up_host(&lab, &host, "was not paused")?, true)?,
+        Verb::Resume { host } => {
+            faults::pause(&lab, up_host(&lab, &host, "was not resumed")?, false)?;
+        }
+        Verb::Start { host } => start(&lab, lab.host(&host)?)?,
         Verb::Wipe { host } => wipe(&lab, lab.host(&host)?)?,
         Verb::Readdress { host } => {
             host::crash(&lab, lab.host(&host)?);
@@ -202,24 +204,54 @@ fn change(name: &str, verb: Verb) -> Result<()> {
         }
         Verb::Cut { host, from, one_way } => {
             let from: Result<Vec<&HostRecord>> = from.iter().map(|f| lab.host(f)).collect();
-            faults::cut(&lab, lab.host(&host)?, &from?, one_way)?;
+            let h = up_host(&lab, &host, "was not cut")?;
+            faults::cut(&lab, h, &from?, one_way)?;
         }
         Verb::Heal => faults::heal(&lab),
-        Verb::Up { .. }
-        | Verb::Down
-        | Verb::Exec { .. }
-        | Verb::Drain { .. }
-        | Verb::Status { .. } => {}
+        Verb::Up(_) | Verb::Down | Verb::Exec { .. } | Verb::Drain { .. } | Verb::Status { .. } => {
+        }
     }
     Ok(())
 }
 
+/// Finds a host that must be up for what is to be done with it.
+fn up_host<'a>(lab: &'a Lab, name: &str, not_done: &str) -> Result<&'a HostRecord> {
+    let h = lab.host(name)?;
+    if host::running(lab, h).is_some() {
+        return Ok(h);
+    }
+    Err(refusal(
+        format!("{name} {not_done}"),
+        "the host is down",
+        format!("{} start {name}", lab.call()),
+    ))
+}
+
+fn start(lab: &Lab, h: &HostRecord) -> Result<()> {
+    let name = &h.name;
+    let refused = |why, next: String| Err(refusal(format!("{name} was not started"), why, next));
+    match host::daemon(lab, h) {
+        Some((_, true)) => refused("its daemon is paused", format!("{} resume {name}", lab.call())),
+        Some(_) => refused("it is up and its daemon runs", format!("{} status", lab.call())),
+        None => boot_member(lab, h),
+    }
+}
+
 fn boot_member(lab: &Lab, h: &HostRecord) -> Result<()> {
     host::boot(lab, h)?;
-    fleet::start_daemon(lab, h)
+    fleet::start_daemon(lab, h)?;
+    fleet::answers(lab, h)
 }
 
 fn wipe(lab: &Lab, h: &HostRecord) -> Result<()> {
+    let alive = |o: &&HostRecord| host::daemon(lab, o).is_some_and(|(_, stopped)| !stopped);
+    if !lab.hosts.iter().filter(|o| o.name != h.name).any(|o| alive(&o)) {
+        return Err(refusal(
+            format!("{} was not wiped", h.name),
+            "with an empty disk it has to join again, and no other host's daemon runs",
+            format!("{} status shows what could be started; {0} down removes the lab", lab.call()),
+        ));
+    }
     let position = lab.hosts.iter().position(|x| x.name == h.name).unwrap_or(0);
     // The ticket first: without one the host could not come back.
     let ticket = fleet::ticket(lab, if position < lab.servers { "voter" } else { "any" })?;
@@ -227,137 +259,6 @@ fn wipe(lab: &Lab, h: &HostRecord) -> Result<()> {
     let disk = lab.host_dir(h).join("disk");
     std::fs::remove_dir_all(&disk).map_err(|e| format!("{}: {e}", disk.display()))?;
     host::boot(lab, h)?;
-    let line = format!("skein join {ticket} --name {} --replaces {} --foreground", h.name, h.name);
-    host::detach(lab, h, &line, "/var/log/skein.log")
-}
-
-/// Finds the daemon's binary beside this one, and refuses one of another commit.
-fn skein_binary() -> Result<PathBuf> {
-    let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
-    let skein = exe.parent().unwrap_or(Path::new("/")).join("skein");
-    let version = super::sh(&skein.display().to_string(), &["--version"])?;
-    if version.contains(node::COMMIT) {
-        Ok(skein)
-    } else {
-        let why = format!(
-            "{} is of another commit ({}) than skein-sim ({})",
-            skein.display(),
-            version.trim(),
-            node::COMMIT
-        );
-        Err(format!("{why}; build both: cargo build"))
-    }
-}
-
-fn up(
-    name: &str,
-    (servers, workers): (u8, u8),
-    k3s: &str,
-    images: Option<PathBuf>,
-    no_cluster: bool,
-) -> Result<()> {
-    if servers == 0 || u16::from(servers) + u16::from(workers) > 50 {
-        return Err("--servers must be at least 1, and at most 50 hosts fit".into());
-    }
-    let mut progress = Progress::new();
-    let skein = skein_binary()?;
-    let lab = match Lab::load(name)? {
-        Some(known) if known.hosts.len() == usize::from(servers + workers) => {
-            Lab { skein, ..known }
-        }
-        Some(known) => {
-            return Err(format!(
-                "lab {name} runs with {} hosts already; remove it first: ./lab down --name {name}",
-                known.hosts.len()
-            ));
-        }
-        None => {
-            let (k3s, k3s_binary) = runtime::choose(k3s)?;
-            let missing = runtime::missing(&k3s);
-            if !missing.is_empty() {
-                return Err(format!(
-                    "Kubernetes needs programs that are missing here; install them: apt-get install {}",
-                    missing.join(" ")
-                ));
-            }
-            let host = |i: u8| HostRecord { name: format!("n{i}"), index: i, moves: 0 };
-            let hosts = (1..=servers + workers).map(host).collect();
-            Lab {
-                name: name.into(),
-                net: store::free_net(),
-                k3s,
-                k3s_binary,
-                skein,
-                images,
-                servers: servers.into(),
-                hosts,
-            }
-        }
-    };
-    lab.save()?;
-    for h in &lab.hosts {
-        progress.show(&format!("host {} to boot", h.name));
-        host::boot(&lab, h)?;
-    }
-    fleet::members(&lab, &mut progress)?;
-    if !no_cluster {
-        fleet::cluster(&lab, &mut progress)?;
-    }
-    progress.end();
-    super::print(host::exec(&lab, &lab.hosts[0], &["skein", "status"])?);
-    let lab = if name == "lab" { "./lab".to_owned() } else { format!("./lab --name {name}") };
-    say("try next:");
-    for verb in [
-        "exec n1 -- skein vip ls",
-        "drain n1",
-        "kill n2",
-        "exec n3 -- skein events",
-        "start n2",
-        "down",
-    ] {
-        say(format!("  {lab} {verb}"));
-    }
-    Ok(())
-}
-
-fn down(name: &str) -> Result<()> {
-    match Lab::load(name) {
-        Ok(Some(lab)) => {
-            for h in &lab.hosts {
-                host::remove(&lab, h);
-            }
-            wire::remove(&lab);
-            say(format!("lab {name} is gone"));
-        }
-        Ok(None) => say(format!("there is no lab {name}")),
-        Err(e) => say(format!("{e}; its folder is removed")),
-    }
-    sweep(name);
-    let dir = store::dir(name);
-    match std::fs::remove_dir_all(&dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(format!("{}: {e}", dir.display()));
-        }
-        _ => {}
-    }
-    let _ = std::fs::remove_file(store::root().join(format!("{name}.lock")));
-    let _ = std::fs::remove_dir(store::root());
-    Ok(())
-}
-
-/// Removes what a crash kept out of the lab's records.
-fn sweep(name: &str) {
-    let prefix = format!("skein-{name}-");
-    let ours = |name: &str| name.strip_prefix(&prefix).is_some_and(|host| !host.contains('-'));
-    host::kill_all(&store::dir(name));
-    for group in cgroup::names().iter().filter(|group| ours(group)) {
-        cgroup::kill(group);
-        cgroup::remove(group);
-    }
-    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-        let ns = entry.file_name().to_string_lossy().into_owned();
-        if ours(&ns) {
-            super::try_sh("ip", &["netns", "del", &ns]);
-        }
-    }
+    let who = ["--name", &h.name, "--replaces", &h.name, "--foreground"];
+    host::detach(lab, h, &[&["skein", "join", &ticket], &who[..]].concat(), fleet::LOG)
 }

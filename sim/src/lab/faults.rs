@@ -6,19 +6,42 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 
 use super::store::{HostRecord, Lab};
-use super::{Result, host, try_sh, wire};
+use super::{Result, host, refusal, try_sh, wire};
 
 const TABLE: &str = "skein_lab_cut";
 
 /// Stops a host's daemon, or lets it go on.
 pub(super) fn pause(lab: &Lab, h: &HostRecord, stop: bool) -> Result<()> {
-    let (pid, _) = host::daemon(lab, h).ok_or_else(|| format!("no daemon runs in {}", h.name))?;
+    let what = format!("{} was not {}", h.name, if stop { "paused" } else { "resumed" });
+    let next = |verb: &str| format!("{} {verb} {}", lab.call(), h.name);
+    let Some((pid, stopped)) = host::daemon(lab, h) else {
+        return Err(refusal(what, "no daemon runs in it", next("start")));
+    };
+    match (stop, stopped) {
+        (true, true) => return Err(refusal(what, "its daemon is paused already", next("resume"))),
+        (false, false) => {
+            return Err(refusal(
+                what,
+                "its daemon is not paused",
+                format!("{} status", lab.call()),
+            ));
+        }
+        _ => {}
+    }
     let signal = if stop { Signal::SIGSTOP } else { Signal::SIGCONT };
     kill(pid, signal).map_err(|e| format!("process {pid}: {e}"))
 }
 
 /// Cuts a host from others, or from all; one way it is heard no more, but still hears.
 pub(super) fn cut(lab: &Lab, h: &HostRecord, from: &[&HostRecord], one_way: bool) -> Result<()> {
+    if from.iter().any(|o| o.name == h.name) {
+        let next = format!("{} cut {} --from another host", lab.call(), h.name);
+        return Err(refusal(
+            format!("{} was not cut", h.name),
+            "--from names the host itself",
+            next,
+        ));
+    }
     let to: Vec<String> = from.iter().map(|o| lab.address(o)).collect();
     let to6: Vec<String> = from.iter().map(|o| lab.address6(o)).collect();
     let rules = |verb: &str, face: &str| {

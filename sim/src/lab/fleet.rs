@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::store::{HostRecord, Lab};
-use super::{Result, host, say};
+use super::{Result, host, refusal, say};
 
 /// The daemon's log in a host.
-const LOG: &str = "/var/log/skein.log";
+pub(super) const LOG: &str = "/var/log/skein.log";
+/// How long a daemon that was started may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// How long daemons may take to become members and voters.
 const MEMBERS_MAX: Duration = Duration::from_secs(60);
 /// How long Kubernetes may take.
@@ -109,15 +111,43 @@ pub(super) fn start_daemon(lab: &Lab, h: &HostRecord) -> Result<()> {
     if host::daemon(lab, h).is_some() {
         return Ok(());
     }
-    host::detach(lab, h, "skein daemon", LOG)
+    host::detach(lab, h, &["skein", "daemon"], LOG)
 }
 
 fn failed_start(lab: &Lab, h: &HostRecord) -> String {
+    format!("the daemon of {} to answer ({})", h.name, last_words(lab, h))
+}
+
+fn last_words(lab: &Lab, h: &HostRecord) -> String {
     let log =
         std::fs::read_to_string(lab.host_dir(h).join("disk/var/log/skein.log")).unwrap_or_default();
     let tail: Vec<&str> = log.lines().rev().take(4).collect();
     let tail: Vec<&str> = tail.into_iter().rev().collect();
-    format!("the daemon of {} to answer ({})", h.name, tail.join(" | "))
+    tail.join(" | ")
+}
+
+/// Waits until a daemon that was started answers, whether or not the fleet has a quorum.
+pub(super) fn answers(lab: &Lab, h: &HostRecord) -> Result<()> {
+    let started = now();
+    loop {
+        let Err(why) = ask(lab, h, &["status", "--stale"]) else {
+            return Ok(());
+        };
+        let ended = started.elapsed() > Duration::from_secs(2) && host::daemon(lab, h).is_none();
+        if ended || started.elapsed() > ANSWER_MAX {
+            let log = last_words(lab, h);
+            return Err(refusal(
+                format!(
+                    "{} is up, but its daemon {}",
+                    h.name,
+                    if ended { "ended" } else { "does not answer" }
+                ),
+                if log.is_empty() { why } else { format!("its log ends with: {log}") },
+                format!("{} exec {} -- tail -n 50 {LOG}", lab.call(), h.name),
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(150));
+    }
 }
 
 /// Makes a ticket at a host that answers.
@@ -139,7 +169,7 @@ pub(super) fn members(lab: &Lab, progress: &mut Progress) -> Result<()> {
     if is_member(lab, first) {
         start_daemon(lab, first)?;
     } else if host::daemon(lab, first).is_none() {
-        host::detach(lab, first, &format!("skein init --name {} --foreground", first.name), LOG)?;
+        host::detach(lab, first, &["skein", "init", "--name", &first.name, "--foreground"], LOG)?;
     }
     wait(progress, MEMBERS_MAX, || {
         ask(lab, first, &["status"]).map_err(|_| failed_start(lab, first))
@@ -150,25 +180,22 @@ pub(super) fn members(lab: &Lab, progress: &mut Progress) -> Result<()> {
         } else if host::daemon(lab, h).is_none() {
             let role = if i < lab.servers { "voter" } else { "any" };
             let ticket = ticket(lab, role)?;
-            host::detach(
-                lab,
-                h,
-                &format!("skein join {ticket} --name {} --foreground", h.name),
-                LOG,
-            )?;
+            let line = ["skein", "join", &ticket, "--name", &h.name, "--foreground"];
+            host::detach(lab, h, &line, LOG)?;
         }
     }
     for h in &lab.hosts {
         wait(progress, MEMBERS_MAX, || ask(lab, h, &["status"]).map_err(|_| failed_start(lab, h)))?;
     }
-    let servers: Vec<&str> = lab.hosts[..lab.servers].iter().map(|h| h.name.as_str()).collect();
     wait(progress, MEMBERS_MAX, || {
         let status = ask_any(lab, &["status"])?;
-        let votes =
-            |name: &str| status["voters"].as_array().is_some_and(|v| v.iter().any(|x| x == name));
-        let wanted = voters(lab.hosts.len());
-        let missing: Vec<&&str> = servers.iter().take(wanted).filter(|s| !votes(s)).collect();
-        if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} to vote")) }
+        let votes = |h: &&HostRecord| {
+            status["voters"].as_array().is_some_and(|v| v.iter().any(|x| *x == h.name))
+        };
+        // Which of them vote is the fleet's choice: they join side by side.
+        let wanted = voters(lab.hosts.len()).min(lab.servers);
+        let have = lab.hosts[..lab.servers].iter().filter(votes).count();
+        if have >= wanted { Ok(()) } else { Err(format!("{wanted} servers to vote, {have} do")) }
     })
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -12,10 +12,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::store::{HostRecord, Lab, make_dir, write};
-use super::{Result, cgroup, wire};
+use super::{Result, cgroup, refusal, wire};
 
 const PATH: &str =
     "/run/skein-lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A shell's words: enters control groups through the files before `--`, then becomes what is behind it.
+const ENTER: &str = r#"while [ "$1" != -- ]; do echo $$ >"$1"; shift; done; shift; exec "$@""#;
+/// A shell's words: starts a program that goes on without it, with a log.
+const DETACH: &str = r#"log=$1; shift; setsid "$@" >>"$log" 2>&1 </dev/null &"#;
+/// How long a program that the lab asks something may take, in seconds: a paused daemon answers nobody.
+const ANSWER_MAX: &str = "20";
 
 /// Lays a host's disk: what it has for itself, and the programs that it finds.
 pub(super) fn lay(lab: &Lab, h: &HostRecord) -> Result<()> {
@@ -69,24 +76,22 @@ pub(super) fn boot(lab: &Lab, h: &HostRecord) -> Result<()> {
     }
     let dir = lab.host_dir(h);
     lay(lab, h)?;
+    super::machine::prepare()?;
     wire::make(lab)?;
     wire::plug(lab, h)?;
-    let groups: Vec<PathBuf> = cgroup::make(&lab.cgroup(h));
-    let enter: String =
-        groups.iter().map(|g| format!("echo $$ >{}/cgroup.procs; ", g.display())).collect();
     let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
-    let script = format!(
-        "{enter}exec nsenter --net=/run/netns/{} unshare --mount --uts --ipc --pid --cgroup --fork --kill-child \
-         --propagation slave {} lab-init {}",
-        lab.netns(h),
-        exe.display(),
-        dir.display()
-    );
     let console = fs::File::create(dir.join("console")).map_err(|e| format!("console: {e}"))?;
     let errors = console.try_clone().map_err(|e| format!("console: {e}"))?;
     let _ = fs::remove_file(dir.join("booted"));
     let mut child = Command::new("setsid")
-        .args(["sh", "-c", &script])
+        .args(["sh", "-c", ENTER, "sh"])
+        .args(cgroup::make(&lab.cgroup(h)))
+        .args(["--", "nsenter", &format!("--net=/run/netns/{}", lab.netns(h)), "unshare"])
+        .args(["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child"])
+        .args(["--propagation", "slave"])
+        .arg(exe)
+        .arg("lab-init")
+        .arg(&dir)
         .stdin(Stdio::null())
         .stdout(console)
         .stderr(errors)
@@ -94,6 +99,7 @@ pub(super) fn boot(lab: &Lab, h: &HostRecord) -> Result<()> {
         .map_err(|e| format!("setsid: {e}"))?;
     for _ in 0..400 {
         if dir.join("booted").exists() {
+            cgroup::settle(&lab.cgroup(h));
             return remember(&dir, child.id());
         }
         if let Ok(Some(_)) = child.try_wait() {
@@ -116,73 +122,64 @@ fn remember(dir: &Path, outer: u32) -> Result<()> {
     write(&dir.join("pidns"), ns.to_string_lossy().as_bytes())
 }
 
-/// Prepares a program to run in a host.
-pub(super) fn command(lab: &Lab, h: &HostRecord, args: &[&str]) -> Result<Command> {
-    let pid = running(lab, h)
-        .ok_or_else(|| format!("host {} is down; boot it with: ./lab start {}", h.name, h.name))?;
-    let mut command = Command::new("nsenter");
-    command
-        .args([
-            "-t",
-            &pid.to_string(),
-            "--mount",
-            "--uts",
-            "--ipc",
-            "--net",
-            "--pid",
-            "--cgroup",
-            "--wd=/",
-            "--",
-        ])
-        .args(["env", &format!("PATH={PATH}"), "HOME=/root"])
-        .args(args);
-    Ok(command)
+/// The command line that runs a program in a host.
+fn inside(lab: &Lab, h: &HostRecord, args: &[&str]) -> Result<Vec<String>> {
+    let pid = running(lab, h).ok_or_else(|| {
+        let next = format!("{} start {}", lab.call(), h.name);
+        refusal("nothing was run", format!("host {} is down", h.name), next)
+    })?;
+    let target = pid.to_string();
+    let path = format!("PATH={PATH}");
+    let enter = ["nsenter", "-t", &target, "--mount", "--uts", "--ipc", "--net", "--pid"];
+    let program = ["--cgroup", "--wd=/", "--", "env", &path, "HOME=/root"];
+    Ok([&enter[..], &program, args].concat().into_iter().map(str::to_owned).collect())
 }
 
-/// Runs a program in a host and returns what it printed.
+/// Runs a program in a host and returns what it printed; it is ended if it takes too long.
 pub(super) fn exec(lab: &Lab, h: &HostRecord, args: &[&str]) -> Result<String> {
-    let out = command(lab, h, args)?
+    let out = Command::new("timeout")
+        .args(["-k", "1", ANSWER_MAX])
+        .args(inside(lab, h, args)?)
         .stdin(Stdio::null())
         .output()
-        .map_err(|e| format!("nsenter: {e}"))?;
+        .map_err(|e| format!("timeout: {e}"))?;
     if out.status.success() {
         return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
     }
-    let words = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+    let words = match out.status.code() {
+        // As timeout(1) tells it.
+        Some(124 | 137) => format!("no answer within {ANSWER_MAX} s"),
+        _ => String::from_utf8_lossy(&out.stderr).trim().to_owned(),
+    };
     Err(format!("{} in {}: {words}", args.first().unwrap_or(&""), h.name))
 }
 
 /// Becomes a program in a host; returns only by failure.
 pub(super) fn become_program(lab: &Lab, h: &HostRecord, args: &[&str]) -> String {
-    match command(lab, h, args) {
-        Ok(mut command) => {
+    match inside(lab, h, args) {
+        Ok(line) => {
             cgroup::enter(&lab.cgroup(h));
-            format!("nsenter: {}", command.exec())
+            format!("nsenter: {}", Command::new(&line[0]).args(&line[1..]).exec())
         }
         Err(e) => e,
     }
 }
 
 /// Starts a program in a host that goes on after this one ends; its words go to `log` there.
-pub(super) fn detach(lab: &Lab, h: &HostRecord, line: &str, log: &str) -> Result<()> {
+pub(super) fn detach(lab: &Lab, h: &HostRecord, args: &[&str], log: &str) -> Result<()> {
+    let starts = [&["sh", "-c", DETACH, "sh", log][..], args].concat();
     // Entered before the daemon is born, so that its control group is the host's.
-    let groups: String = cgroup::hierarchies()
-        .iter()
-        .map(|g| format!("echo $$ >{}/cgroup.procs; ", g.join(lab.cgroup(h)).display()))
-        .collect();
-    let pid = running(lab, h).ok_or_else(|| format!("host {} is down", h.name))?;
-    let inner = format!("setsid {line} >>{log} 2>&1 </dev/null &");
-    let script = format!(
-        "{groups}exec nsenter -t {pid} --mount --uts --ipc --net --pid --cgroup --wd=/ -- env PATH={PATH} HOME=/root sh -c '{inner}'"
-    );
     let done = Command::new("sh")
-        .args(["-c", &script])
+        .args(["-c", ENTER, "sh"])
+        .args(cgroup::doors(&lab.cgroup(h)))
+        .arg("--")
+        .args(inside(lab, h, &starts)?)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .status();
     match done {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{line} did not start in {}: {status}", h.name)),
+        Ok(status) => Err(format!("{} did not start in {}: {status}", args.join(" "), h.name)),
         Err(e) => Err(format!("sh: {e}")),
     }
 }

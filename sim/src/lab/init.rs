@@ -1,7 +1,7 @@
 //! Process 1 of a host: lays the host's own file systems, then buries the dead. Shell.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
@@ -51,7 +51,7 @@ fn shared() -> Result<()> {
 /// When something cannot be mounted.
 pub fn run(dir: &Path) -> std::result::Result<u8, String> {
     let hierarchies = cgroup::hierarchies();
-    let v2 = hierarchies == [PathBuf::from("/sys/fs/cgroup")];
+    let v2 = cgroup::is_v2(&hierarchies);
     shared()?;
     fresh("proc", "/proc", None)?;
     fresh("sysfs", "/sys", None)?;
@@ -80,17 +80,12 @@ pub fn run(dir: &Path) -> std::result::Result<u8, String> {
     }
     for path in PRIVATE {
         let own = dir.join("disk").join(path.trim_start_matches('/'));
-        for p in [own.as_path(), Path::new(path)] {
-            fs::create_dir_all(p).map_err(|e| format!("{}: {e}", p.display()))?;
-        }
+        fs::create_dir_all(&own).map_err(|e| format!("{}: {e}", own.display()))?;
         bind(&own, Path::new(path))?;
     }
     shared()?;
     for name in ETC {
         let path = Path::new("/etc").join(name);
-        if !path.exists() {
-            fs::write(&path, "").map_err(|e| format!("{}: {e}", path.display()))?;
-        }
         bind(&dir.join("etc").join(name), &path)?;
     }
     for name in SYSCTLS {

@@ -2,13 +2,16 @@
 
 mod cgroup;
 pub mod cli;
+mod down;
 mod faults;
 mod fleet;
 mod host;
 pub mod init;
+mod machine;
 mod runtime;
 mod status;
 mod store;
+mod up;
 mod wire;
 
 use std::process::{Command, Stdio};
@@ -33,6 +36,15 @@ pub(crate) fn print(text: impl std::fmt::Display) {
 }
 
 type Result<T> = std::result::Result<T, String>;
+
+/// A failure as Skein's own commands tell it.
+fn refusal(
+    what: impl std::fmt::Display,
+    why: impl std::fmt::Display,
+    next: impl std::fmt::Display,
+) -> String {
+    format!("{what}\nwhy:   {why}\nnext:  {next}")
+}
 
 /// Runs a program to its end; its own words are in the error.
 fn sh(program: &str, args: &[&str]) -> Result<String> {

@@ -7,7 +7,7 @@ use std::process::Command;
 use sha2::{Digest as _, Sha256};
 
 use super::store::{Lab, make_dir, write};
-use super::{Result, say};
+use super::{Result, refusal, say};
 
 /// Where built things are kept between runs.
 fn cache() -> PathBuf {
@@ -60,33 +60,93 @@ fn on_path(program: &str) -> Option<PathBuf> {
 /// What was chosen: its name for people, and the binary.
 pub(super) type Choice = (String, PathBuf);
 
+/// What a wish for K3s leads to on this machine.
+enum Found {
+    Rehearsal,
+    Build,
+    Given(PathBuf),
+}
+
+fn find(wanted: &str) -> Result<Found> {
+    Ok(match wanted {
+        "rehearsal" => Found::Rehearsal,
+        "build" => Found::Build,
+        "auto" => match on_path("k3s") {
+            Some(path) => Found::Given(path),
+            None if built()?.is_file() => Found::Build,
+            None => Found::Rehearsal,
+        },
+        path => Found::Given(fs::canonicalize(path).map_err(|e| {
+            refusal(
+                "the lab was not made",
+                format!("--k3s {path}: {e}"),
+                "--k3s takes auto, rehearsal, build or the path of a K3s binary",
+            )
+        })?),
+    })
+}
+
+/// What a wish other than auto is called in a lab's records.
+pub(super) fn name(wanted: &str) -> String {
+    match find(wanted) {
+        Ok(Found::Given(path)) => path.display().to_string(),
+        _ => wanted.to_owned(),
+    }
+}
+
 /// Chooses what hosts run as K3s, building it if asked to.
 pub(super) fn choose(wanted: &str) -> Result<Choice> {
-    match wanted {
-        "rehearsal" => rehearsal(),
-        "build" => build(),
-        "auto" => {
-            if let Some(path) = on_path("k3s") {
-                say(format!("K3s: {} (found on PATH)", path.display()));
-                return Ok((path.display().to_string(), path));
+    let auto = wanted == "auto";
+    match find(wanted)? {
+        Found::Rehearsal => {
+            if auto {
+                say(
+                    "K3s: the rehearsal, a stand-in without Kubernetes; the lab's real Kubernetes comes with --k3s build (about ten minutes, once)",
+                );
             }
-            let built = built()?;
-            if built.is_file() {
-                say("K3s: the lab's Kubernetes, built earlier (a stand-in made of real parts)");
-                return Ok(("build".into(), built));
-            }
-            say(
-                "K3s: the rehearsal, a stand-in without Kubernetes; the lab's real Kubernetes comes with --k3s build (about ten minutes, once)",
-            );
             rehearsal()
         }
-        path => {
-            let full = fs::canonicalize(path).map_err(|e| {
-                format!("--k3s {path}: {e}; it takes auto, rehearsal, build or a path")
-            })?;
-            Ok((full.display().to_string(), full))
+        Found::Build => {
+            if auto {
+                say("K3s: the lab's Kubernetes, built earlier (a stand-in made of real parts)");
+            }
+            build()
+        }
+        Found::Given(path) => {
+            if auto {
+                say(format!("K3s: {} (found on PATH)", path.display()));
+            }
+            let version = version(&path)?;
+            if !version.contains("k3s version") {
+                return Err(refusal(
+                    "the lab was not made",
+                    format!("{} does not call itself K3s: {version:?}", path.display()),
+                    "--k3s takes auto, rehearsal, build or the path of a K3s binary",
+                ));
+            }
+            Ok((path.display().to_string(), path))
         }
     }
+}
+
+fn version(binary: &Path) -> Result<String> {
+    super::sh(&binary.display().to_string(), &["--version"])
+}
+
+/// Whether a binary is the lab's Kubernetes, which names itself in its version (labk3s/build.sh). K3s itself brings
+/// along what that takes from the distribution.
+fn is_labk3s(binary: &Path) -> bool {
+    version(binary).is_ok_and(|v| v.contains("+lab"))
+}
+
+/// Returns what must be installed for a wish: "kubernetes" for what runs pods, "go" for what compiles it.
+pub(super) fn needs(wanted: &str) -> Result<Vec<&'static str>> {
+    Ok(match find(wanted)? {
+        Found::Build if !built()?.is_file() => vec!["kubernetes", "go"],
+        Found::Build => vec!["kubernetes"],
+        Found::Given(path) if is_labk3s(&path) => vec!["kubernetes"],
+        Found::Given(_) | Found::Rehearsal => Vec::new(),
+    })
 }
 
 /// The rehearsal is this very program under K3s' name.
@@ -123,9 +183,9 @@ fn build() -> Result<Choice> {
     Ok(("build".into(), out))
 }
 
-/// Returns programs that Kubernetes needs from the distribution and that are missing.
-pub(super) fn missing(k3s: &str) -> Vec<&'static str> {
-    if k3s == "rehearsal" {
+/// Returns the packages of programs that a choice needs from the distribution and that are missing.
+pub(super) fn missing(name: &str, binary: &Path) -> Vec<&'static str> {
+    if name == "rehearsal" || !is_labk3s(binary) {
         return Vec::new();
     }
     let needs = [
@@ -140,7 +200,9 @@ pub(super) fn missing(k3s: &str) -> Vec<&'static str> {
     let absent = needs.iter().filter(|(program, _)| {
         on_path(program).is_none() && !Path::new("/usr/sbin").join(program).exists()
     });
-    absent.map(|(_, package)| *package).collect()
+    let plugins =
+        (!Path::new("/usr/lib/cni/bridge").exists()).then_some("containernetworking-plugins");
+    absent.map(|(_, package)| *package).chain(plugins).collect()
 }
 
 /// Lays what Skein and K3s read on a host's disk.

@@ -22,14 +22,15 @@ fn one(lab: &Lab, h: &HostRecord) -> Value {
     })
 }
 
-/// Reads the host's own overlay addresses off its device.
+/// Reads the host's own overlay addresses off its device; VIPs are there as deprecated ones, never used as a source.
 fn overlay(lab: &Lab, h: &HostRecord) -> Vec<String> {
     let listed = super::sh("ip", &["-n", &lab.netns(h), "-j", "addr"]).unwrap_or_default();
     let links: Value = serde_json::from_str(&listed).unwrap_or_default();
     let links = links.as_array().into_iter().flatten();
     let ours = links.filter(|l| l["ifname"].as_str().is_some_and(|n| n.starts_with("wg-sdwan-")));
     let addresses = ours.flat_map(|l| l["addr_info"].as_array().into_iter().flatten());
-    addresses.filter_map(|a| a["local"].as_str().map(str::to_owned)).collect()
+    let own = addresses.filter(|a| a["deprecated"] != true && a["scope"] == "global");
+    own.filter_map(|a| a["local"].as_str().map(str::to_owned)).collect()
 }
 
 /// Returns the lab's status for programs.

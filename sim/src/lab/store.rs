@@ -1,11 +1,13 @@
 //! What is remembered of a lab, in its folder. Shell.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Result;
+use super::{Result, say};
 
 /// Where labs lie, unless `SKEIN_LAB_DIR` says otherwise: on a real file system, since containers are kept there.
 const DEFAULT_DIR: &str = "/var/tmp/skein-lab";
@@ -25,6 +27,9 @@ pub(super) struct Lab {
     pub(super) skein: PathBuf,
     /// Images for pods, to be laid where K3s imports them.
     pub(super) images: Option<PathBuf>,
+    /// Whether it is without a cluster.
+    #[serde(default)]
+    pub(super) no_cluster: bool,
     /// How many of the hosts, from the first on, are servers.
     pub(super) servers: usize,
     /// Its hosts.
@@ -52,13 +57,47 @@ pub(super) fn dir(name: &str) -> PathBuf {
     root().join(name)
 }
 
-/// Keeps two verbs from changing one lab at once; released when dropped.
-pub(super) fn lock(name: &str) -> Result<File> {
-    fs::create_dir_all(root()).map_err(|e| format!("{}: {e}", root().display()))?;
-    let path = root().join(format!("{name}.lock"));
-    let file = File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    file.lock().map_err(|e| format!("{}: {e}", path.display()))?;
-    Ok(file)
+/// Keeps two verbs from changing one lab at once; released when dropped. `what` tells others whom they wait for.
+pub(super) fn lock(name: &str, what: &str) -> Result<File> {
+    let path = lock_path(name);
+    let said = |e: std::io::Error| format!("{}: {e}", path.display());
+    loop {
+        make_dir(&root())?;
+        let opened =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        let mut file = match opened {
+            // The last lab's end removed the folder just now.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.map_err(said)?,
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                say(format!("waiting for {}", holder.trim()));
+                file.lock().map_err(said)?;
+            }
+            Err(TryLockError::Error(e)) => return Err(said(e)),
+        }
+        let there = fs::metadata(&path).map(|m| m.ino()).ok();
+        if there.is_some() && there == file.metadata().map(|m| m.ino()).ok() {
+            let _ = file.set_len(0);
+            let _ = file.rewind();
+            let _ = writeln!(file, "{what} (process {})", std::process::id());
+            return Ok(file);
+        }
+    }
+}
+
+fn lock_path(name: &str) -> PathBuf {
+    root().join(format!("{name}.lock"))
+}
+
+/// Removes a lock's file, to be called by its holder, and the folder of all labs if nothing is left in it.
+pub(super) fn unlock(name: &str) {
+    let _ = fs::remove_file(lock_path(name));
+    let _ = fs::remove_dir(root());
 }
 
 impl Lab {
@@ -90,6 +129,11 @@ impl Lab {
             fs::rename(temporary, dir.join("lab.json"))
         };
         write().map_err(|e| format!("{}: {e}", dir.display()))
+    }
+
+    /// How its verbs are called, for advice.
+    pub(super) fn call(&self) -> String {
+        if self.name == "lab" { "./lab".into() } else { format!("./lab --name {}", self.name) }
     }
 
     /// Finds a host.

@@ -10,9 +10,11 @@ fn port(h: &HostRecord) -> String {
 /// Makes the bridge, if it is not there.
 pub(super) fn make(lab: &Lab) -> Result<()> {
     let ns = lab.wire();
-    if std::path::Path::new("/run/netns").join(&ns).exists() {
+    // The namespace alone tells nothing: an interrupted start may have made it and no more.
+    if sh("ip", &["-n", &ns, "link", "show", "br0"]).is_ok() {
         return Ok(());
     }
+    try_sh("ip", &["netns", "del", &ns]);
     sh("ip", &["netns", "add", &ns])?;
     sh("ip", &["-n", &ns, "link", "add", "br0", "type", "bridge"])?;
     sh("ip", &["-n", &ns, "link", "set", "br0", "up"])?;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of it")]
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,25 @@ pub fn now() -> Instant {
 /// Says that a test was skipped and why; where everything is required, that is a failure.
 pub fn skip(why: &str) {
     assert!(std::env::var_os("SKEIN_REQUIRE_ALL").is_none(), "cannot run, and must: {why}");
-    println!("SKIPPED: {why}");
+    // Past the test runner, which keeps back what a test prints that passes.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+    if let Some(list) = std::env::var_os("SKEIN_SKIPPED") {
+        let list = std::fs::OpenOptions::new().append(true).create(true).open(list);
+        let test = std::thread::current();
+        let test = test.name().unwrap_or("a test");
+        let _ = list.and_then(|mut list| writeln!(list, "SKIPPED: {test}: {why}"));
+    }
+}
+
+/// Returns whether these programs are here; says which is not, as a reason to skip.
+pub fn have(programs: &[&str]) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = |program: &&&str| std::env::split_paths(&path).any(|d| d.join(program).is_file());
+    let missing: Vec<&&str> = programs.iter().filter(|p| !there(p)).collect();
+    if !missing.is_empty() {
+        skip(&format!("{missing:?} is not installed"));
+    }
+    missing.is_empty()
 }
 
 /// Returns why no lab can be had here.
@@ -43,7 +62,8 @@ pub fn obstacle() -> Option<&'static str> {
 pub struct Lab {
     pub name: String,
     down: bool,
-    _turn: MutexGuard<'static, ()>,
+    before: Vec<String>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 /// What an address did while it was probed.
@@ -64,6 +84,24 @@ impl Probe {
         let number = |key: &str| value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"));
         Gap { longest: Duration::from_millis(number("gap_ms")), tried: number("tried") }
     }
+}
+
+/// What a lab may have to make on the machine itself: folders, and mounts of or below them.
+fn on_the_machine() -> Vec<String> {
+    const PLACES: [&str; 7] = [
+        "/run/netns",
+        "/etc/rancher",
+        "/var/lib/rancher",
+        "/var/lib/skein",
+        "/var/lib/kubelet",
+        "/etc/skein",
+        "/root/.kube",
+    ];
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let points = mounts.lines().filter_map(|l| l.split(' ').nth(1));
+    let ours = points.filter(|p| PLACES.iter().any(|place| p.starts_with(place)));
+    let folders = PLACES.iter().filter(|p| Path::new(p).exists());
+    ours.map(|p| format!("mount {p}")).chain(folders.map(|p| format!("folder {p}"))).collect()
 }
 
 fn text(out: &Output) -> String {
@@ -97,9 +135,20 @@ impl Lab {
         }
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         println!("--- {name}");
-        let lab = Self { name: format!("t-{name}"), down: false, _turn: turn };
+        let turn = Some(turn);
+        let mut lab =
+            Self { name: format!("t-{name}"), down: false, before: Vec::new(), _turn: turn };
         lab.verb(&["down"]);
+        lab.before = on_the_machine();
         Some(lab)
+    }
+
+    /// Reserves a lab that runs while this one does.
+    pub fn beside(&self, name: &str) -> Self {
+        let before = self.before.clone();
+        let lab = Self { name: format!("t-{name}"), down: false, before, _turn: None };
+        lab.verb(&["down"]);
+        lab
     }
 
     /// Makes a lab with the rehearsal as K3s.
@@ -311,11 +360,24 @@ impl Lab {
         left
     }
 
+    /// Runs a verb that must be refused in three lines; returns them.
+    pub fn refused(&self, args: &[&str]) -> String {
+        let out = self.verb(args);
+        let words = text(&out);
+        assert_eq!(out.status.code(), Some(1), "lab {}: {words}", args.join(" "));
+        assert!(words.contains("why:") && words.contains("next:"), "{words}");
+        words
+    }
+
     /// Removes the lab, and fails if anything is left of it.
     pub fn down(mut self) {
         self.down = true;
         self.must(&["down"]);
-        let left = self.leftovers();
+        let mut left = self.leftovers();
+        // Another lab, of a test's or of somebody at work, still needs what is there.
+        if !Path::new("/var/tmp/skein-lab").exists() {
+            left.extend(on_the_machine().into_iter().filter(|x| !self.before.contains(x)));
+        }
         assert!(left.is_empty(), "left behind: {left:#?}");
     }
 

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Lab, wait_for};
+use common::{Lab, have, wait_for};
 use serde_json::Value;
 
 const CONFIG: &str = "/root/.kube/config";
@@ -56,6 +56,9 @@ fn runtime() -> String {
 #[test]
 #[ignore = "makes hosts with Kubernetes: ./check kubernetes"]
 fn a_cluster_through_its_life() {
+    if !have(&["busybox"]) || runtime() == "build" && !have(&["go"]) {
+        return;
+    }
     let images = images();
     let images = images.path().display().to_string();
     let Some(lab) = Lab::up("kube", 3, 1, &["--k3s", &runtime(), "--images", &images]) else {

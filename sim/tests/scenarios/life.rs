@@ -218,3 +218,77 @@ fn up_goes_on_where_it_was_interrupted() {
     lab.must(&args);
     lab.down();
 }
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn a_second_up_takes_no_other_options_and_wakes_a_paused_daemon() {
+    let options = ["--k3s", "rehearsal", "--no-cluster"];
+    let Some(lab) = Lab::up("again", 1, 1, &options) else {
+        return;
+    };
+    for other in [["--servers", "2"], ["--workers", "0"], ["--k3s", "build"]] {
+        let words = lab.refused(&["up", other[0], other[1]]);
+        assert!(words.contains("down") && words.contains(other[0]), "{words}");
+    }
+    lab.refused(&["up", "--images", "/nonexistent"]);
+    lab.must(&["pause", "n1"]);
+    lab.must(&["up", "--no-cluster"]);
+    assert_eq!(lab.host("n1")["state"], "up");
+    lab.must(&["up"]);
+    lab.settled("n2", 20);
+    lab.refused(&["up", "--no-cluster"]);
+    lab.down();
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn what_would_change_nothing_is_refused() {
+    let Some(lab) = Lab::up("idle", 1, 0, &["--k3s", "rehearsal", "--no-cluster"]) else {
+        return;
+    };
+    for verb in ["start", "resume", "wipe"] {
+        lab.refused(&[verb, "n1"]);
+    }
+    lab.must(&["pause", "n1"]);
+    for verb in ["pause", "start"] {
+        lab.refused(&[verb, "n1"]);
+    }
+    lab.must(&["resume", "n1"]);
+    lab.must(&["kill", "n1"]);
+    for verb in ["kill", "crash", "pause", "resume", "cut", "wipe"] {
+        lab.refused(&[verb, "n1"]);
+    }
+    lab.must(&["start", "n1"]);
+    lab.ask("n1", &["status"]).expect("it answers as soon as `start` has ended");
+    lab.down();
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn two_labs_live_and_go_apart() {
+    let Some(one) = Lab::up("one", 1, 1, &["--k3s", "rehearsal", "--no-cluster"]) else {
+        return;
+    };
+    let two = one.beside("two");
+    two.must(&["up", "--servers", "1", "--workers", "1", "--k3s", "rehearsal", "--no-cluster"]);
+    assert_ne!(one.host("n1")["underlay"], two.host("n1")["underlay"]);
+    one.must(&["kill", "n2"]);
+    assert_eq!(two.host("n2")["state"], "up");
+    one.must(&["down"]);
+    let to = two.host("n2")["overlay"][0].as_str().unwrap().to_owned();
+    two.run("n1", &["ping", "-c", "1", "-W", "2", &to]);
+    two.must(&["kill", "n2"]);
+    two.must(&["start", "n2"]);
+    two.must(&["down"]);
+    two.down();
+    one.down();
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn servers_alone_and_even_in_number_come_up() {
+    let Some(lab) = Lab::up("four", 4, 0, &["--k3s", "rehearsal", "--no-cluster"]) else {
+        return;
+    };
+    lab.down();
+}
