@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::install::Fetcher;
 use super::process::Supervision;
-use super::{Host, HostError, cleanup, files, probe, process, systemd};
+use super::{Host, HostError, cleanup, files, links, probe, process, systemd};
 use crate::observe::{Binary, Credentials, Marker, Observed, Probe, Unit};
 use crate::render::{FileSpec, Layout};
 use crate::spec::{RoleKind, Spec};
@@ -231,7 +231,14 @@ impl LinuxHost {
         locked(&self.supervision).starting(Instant::now());
         match self.config.manager {
             Manager::Process => process::start(plan, state, &self.config.layout).await,
-            Manager::Systemd => systemd::start(plan, state).await,
+            Manager::Systemd => {
+                systemd::start(plan, state).await?;
+                // For people only; a host of another manager may share its programs with others.
+                if let Err(error) = links::lay(&self.binaries(), &plan.binary).await {
+                    tracing::warn!(%error, "kubectl was not put on the path");
+                }
+                Ok(())
+            }
         }
     }
 
@@ -281,6 +288,7 @@ async fn wipe(config: LinuxConfig, state: PathBuf, progress: Arc<Mutex<String>>)
         cleanup::wipe(&config.layout, marker.as_ref(), &tell).await?;
         if config.manager == Manager::Systemd {
             systemd::reload().await?;
+            links::remove(&state.join("bin"))?;
         }
         for name in ["bin", "process", "started"] {
             let path = state.join(name);
