@@ -256,7 +256,9 @@ impl Scene<'_> {
             .filter_map(|n| Some(format!("{}: {}", n.name, self.node_waits(n).into_iter().next()?)))
             .collect();
         waits.extend(
-            c.ghosts.iter().map(|g| format!("the former node {g} to be removed from Kubernetes")),
+            c.ghosts
+                .iter()
+                .map(|g| format!("the former node {} to be removed from Kubernetes", g.name)),
         );
         waits
     }

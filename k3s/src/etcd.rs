@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{self, Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use crate::secret::Secret;
 
@@ -47,13 +47,41 @@ pub struct Member {
 }
 
 impl Member {
-    /// Whether it belongs to the Kubernetes node `node`.
-    pub fn is_node(&self, node: &str) -> bool {
+    /// Whether its name is one that K3s makes of the Kubernetes node `node`. Releases up to 1.21 make it of the host's name instead.
+    fn is_named(&self, node: &str) -> bool {
         let suffix = self.name.strip_prefix(node).and_then(|rest| rest.strip_prefix('-'));
         suffix.is_some_and(|suffix| {
             suffix.len() == 8 && suffix.bytes().all(|byte| byte.is_ascii_hexdigit())
         })
     }
+}
+
+/// A Kubernetes node, as etcd may know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The Kubernetes node's name.
+    pub node: String,
+    /// Its addresses in the overlay, which never change.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Identity {
+    /// Finds its member: by address, and only where no member has one of them by name.
+    pub fn find<'a>(&self, members: &'a [Member]) -> Option<&'a Member> {
+        let here = |member: &&Member| member.addresses.iter().any(|ip| self.addresses.contains(ip));
+        members
+            .iter()
+            .find(here)
+            .or_else(|| members.iter().find(|member| member.is_named(&self.node)))
+    }
+}
+
+/// The members, and the member that named them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// Every member.
+    pub members: Vec<Member>,
+    endpoint: String,
 }
 
 /// What handing over the leadership came to.
@@ -90,14 +118,37 @@ impl Etcd {
         })
     }
 
+    /// Whether a member's data lie under `data_dir`: without them this server is in no etcd cluster.
+    pub fn has_data(data_dir: &Path) -> bool {
+        data_dir.join("server/db/etcd/member/wal").exists()
+    }
+
     /// All members, as this server's member knows them; linearizable, so it fails without a quorum.
     pub async fn members(&self) -> Result<Vec<Member>, EtcdError> {
-        let status = self.status(LOCAL).await?;
+        self.view(LOCAL).await.map(|view| view.members)
+    }
+
+    /// All members, as this server's member knows them, or else the first of `others` (servers' addresses) that answers.
+    pub async fn members_anywhere(&self, others: &[IpAddr]) -> Result<View, EtcdError> {
+        let mut found = self.view(LOCAL).await;
+        for ip in others {
+            if found.is_ok() {
+                break;
+            }
+            found = self.view(&client_url(*ip)).await.or(found);
+        }
+        found
+    }
+
+    async fn view(&self, endpoint: &str) -> Result<View, EtcdError> {
+        let status = self.status(endpoint).await?;
         let request = wire::MemberListRequest { linearizable: true };
         let list: wire::MemberListResponse =
-            self.call(LOCAL, "/etcdserverpb.Cluster/MemberList", request).await?;
-        let local = status.header.as_ref().map_or(0, |header| header.member_id);
-        Ok(list.members.into_iter().map(|member| listed(member, status.leader, local)).collect())
+            self.call(endpoint, "/etcdserverpb.Cluster/MemberList", request).await?;
+        let here = status.header.as_ref().map_or(0, |header| header.member_id);
+        let local = if endpoint == LOCAL { here } else { 0 };
+        let members = list.members.into_iter().map(|m| listed(m, status.leader, local)).collect();
+        Ok(View { members, endpoint: endpoint.to_owned() })
     }
 
     /// Whether this server's member leads. Asks this member only, so it answers without a quorum too.
@@ -114,20 +165,23 @@ impl Etcd {
 
     /// Hands the leadership to the healthy voter that has applied most, if this server leads.
     ///
-    /// Members named in `avoid` (Kubernetes node names, such as others that drain) are taken only if there is nobody else.
-    pub async fn hand_over(&self, avoid: &[String]) -> Result<HandOver, EtcdError> {
+    /// Members of `avoid` (such as nodes that drain too) are taken only if there is nobody else.
+    pub async fn hand_over(&self, avoid: &[Identity]) -> Result<HandOver, EtcdError> {
         if !self.is_leader().await? {
             return Ok(HandOver::NotLeader);
         }
         let mut best: Option<((bool, u64), Member)> = None;
-        for member in self.members().await? {
+        let members = self.members().await?;
+        let avoided: Vec<u64> =
+            avoid.iter().filter_map(|node| node.find(&members)).map(|member| member.id).collect();
+        for member in members {
             if member.local || member.learner || member.name.is_empty() {
                 continue;
             }
             let Some(applied) = self.fitness(&member).await else {
                 continue;
             };
-            let wanted = !avoid.iter().any(|node| member.is_node(node));
+            let wanted = !avoided.contains(&member.id);
             if best.as_ref().is_none_or(|(rank, _)| (wanted, applied) > *rank) {
                 best = Some(((wanted, applied), member));
             }
@@ -141,19 +195,15 @@ impl Etcd {
         Ok(HandOver::Moved { to: to.name })
     }
 
-    /// Takes the member of the Kubernetes node `node` out of the cluster; says whether there was one.
+    /// Takes `member` out of the cluster, through the member that named it.
     ///
-    /// K3s does so itself when the Node object is deleted. This is for a server that never became a Node.
+    /// K3s does so itself when the Node object is deleted, if it finds the member under the Node's name.
     /// etcd refuses (`unhealthy cluster`) until all members have been connected for five seconds: try again.
-    pub async fn leave(&self, node: &str) -> Result<bool, EtcdError> {
-        let Some(member) = self.members().await?.into_iter().find(|member| member.is_node(node))
-        else {
-            return Ok(false);
-        };
+    pub async fn remove(&self, view: &View, member: &Member) -> Result<(), EtcdError> {
         let request = wire::MemberRemoveRequest { id: member.id };
         let _: wire::MemberRemoveResponse =
-            self.call(LOCAL, "/etcdserverpb.Cluster/MemberRemove", request).await?;
-        Ok(true)
+            self.call(&view.endpoint, "/etcdserverpb.Cluster/MemberRemove", request).await?;
+        Ok(())
     }
 
     /// How far a member is, `None` where it does not answer or complains.
@@ -199,10 +249,10 @@ impl Etcd {
         }
     }
 
-    async fn connect(&self, endpoint: &str) -> Result<Channel, tonic::transport::Error> {
+    async fn connect(&self, endpoint: &str) -> Result<Channel, transport::Error> {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.ca))
-            .identity(Identity::from_pem(&self.certificate, self.key.expose()));
+            .identity(transport::Identity::from_pem(&self.certificate, self.key.expose()));
         Endpoint::from_shared(endpoint.to_owned())?
             .connect_timeout(CALL_DEADLINE / 2)
             .tls_config(tls)?
@@ -230,6 +280,14 @@ fn listed(member: wire::Member, leader: u64, local: u64) -> Member {
         id: member.id,
         name: member.name,
         client_urls: member.client_urls,
+    }
+}
+
+/// Where K3s has a server's member listen for clients.
+fn client_url(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(four) => format!("https://{four}:2379"),
+        IpAddr::V6(six) => format!("https://[{six}]:2379"),
     }
 }
 
@@ -313,27 +371,56 @@ mod wire {
 mod tests {
     use super::*;
 
-    #[test]
-    fn members_are_known_by_their_nodes_name() {
-        let member = |name: &str| {
-            let member = wire::Member {
-                id: 1,
-                name: name.into(),
-                peer_urls: vec!["https://10.0.0.1:2380".into(), "https://[fd00::1]:2380".into()],
-                ..Default::default()
-            };
-            listed(member, 1, 2)
+    fn member(id: u64, name: &str, address: &str) -> Member {
+        let member = wire::Member {
+            id,
+            name: name.into(),
+            peer_urls: vec![format!("https://{address}:2380")],
+            ..Default::default()
         };
-        assert!(member("n1-0a1b2c3d").is_node("n1"));
-        assert!(!member("n1-b-0a1b2c3d").is_node("n1"));
-        assert!(!member("n1").is_node("n1"));
-        assert!(!member("").is_node(""));
-        let listed = member("n1-0a1b2c3d");
-        assert_eq!(
-            listed.addresses,
-            ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]
-        );
-        assert!(listed.leader && !listed.local);
+        listed(member, 1, 2)
+    }
+
+    fn node(name: &str, addresses: &[&str]) -> Identity {
+        let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+        Identity { node: name.into(), addresses }
+    }
+
+    #[test]
+    fn members_are_known_by_address_and_else_by_name() {
+        // n1 and n2 are on machines that are called debian, as an old K3s shows them; n3's machine is called n1.
+        let members = [
+            member(1, "debian-0a1b2c3d", "10.0.0.1"),
+            member(2, "debian-4e5f6a7b", "[fd00::2]"),
+            member(3, "n1-8c9d0e1f", "10.0.0.3"),
+            member(4, "n4-8c9d0e1f", "192.0.2.4"),
+            member(5, "", "10.0.0.5"),
+        ];
+        let found = |name: &str, addresses: &[&str]| {
+            node(name, addresses).find(&members).map(|member| member.id)
+        };
+        assert_eq!(found("n1", &["fd00::1", "10.0.0.1"]), Some(1));
+        assert_eq!(found("n2", &["fd00::2", "10.0.0.2"]), Some(2));
+        assert_eq!(found("n3", &["10.0.0.3"]), Some(3));
+        assert_eq!(found("n4", &["10.0.0.4"]), Some(4), "by name, as no member has its address");
+        assert_eq!(found("n4", &[]), Some(4));
+        assert_eq!(found("n5", &["10.0.0.5"]), Some(5), "a member that never started has no name");
+        assert_eq!(found("n6", &["10.0.0.6"]), None);
+        assert_eq!(found("", &[]), None);
+        assert!(members[0].leader && !members[0].local && members[1].local);
+    }
+
+    #[test]
+    fn only_k3s_own_kind_of_name_counts() {
+        assert!(member(1, "n1-0a1b2c3d", "10.0.0.1").is_named("n1"));
+        assert!(!member(1, "n1-b-0a1b2c3d", "10.0.0.1").is_named("n1"));
+        assert!(!member(1, "n1", "10.0.0.1").is_named("n1"));
+    }
+
+    #[test]
+    fn both_families_have_client_urls() {
+        assert_eq!(client_url("10.0.0.1".parse().unwrap()), "https://10.0.0.1:2379");
+        assert_eq!(client_url("fd00::1".parse().unwrap()), "https://[fd00::1]:2379");
     }
 
     #[test]

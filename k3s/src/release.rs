@@ -65,18 +65,18 @@ impl Version {
         self.at_least(22, 0)
     }
 
-    /// Whether flannel carries pods of both families.
+    /// Whether flannel carries pods of both families well enough to rely on.
     pub fn has_dual_stack(&self) -> bool {
-        self.at_least(23, 0)
+        self.at_least(23, 7)
     }
 
     /// Whether certificate authorities may be given as a chain. Before, Kubernetes' signer takes one certificate only.
     pub fn takes_ca_chain(&self) -> bool {
         match self.minor {
-            23 => self.at_least(23, 16),
-            24 => self.at_least(24, 10),
-            25 => self.at_least(25, 6),
-            _ => self.at_least(26, 1),
+            23 => self.at_least(23, 17),
+            24 => self.at_least(24, 11),
+            25 => self.at_least(25, 7),
+            _ => self.at_least(26, 2),
         }
     }
 
@@ -158,11 +158,18 @@ mod tests {
         for (text, six, dual, chain) in [
             ("v1.21.2+k3s1", false, false, false),
             ("v1.22.9+k3s1", true, false, false),
+            ("v1.22.17+k3s1", true, false, false),
+            ("v1.23.6+k3s1", true, false, false),
             ("v1.23.7+k3s1", true, true, false),
-            ("v1.23.16+k3s1", true, true, true),
-            ("v1.24.9+k3s1", true, true, false),
-            ("v1.25.6+k3s1", true, true, true),
-            ("v1.26.0+k3s1", true, true, false),
+            ("v1.23.16+k3s1", true, true, false),
+            ("v1.23.17+k3s1", true, true, true),
+            ("v1.24.10+k3s1", true, true, false),
+            ("v1.24.11+k3s1", true, true, true),
+            ("v1.25.6+k3s1", true, true, false),
+            ("v1.25.7+k3s1", true, true, true),
+            ("v1.26.1+k3s1", true, true, false),
+            ("v1.26.2+k3s1", true, true, true),
+            ("v1.27.1+k3s1", true, true, true),
             ("v1.34.4+k3s1", true, true, true),
         ] {
             let version = of(text);

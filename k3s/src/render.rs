@@ -355,7 +355,7 @@ impl Ranges {
         }
         if families.len() == 2 && !binary.version.has_dual_stack() {
             left_out.push(format!(
-                "IPv6 pods and services: {} carries one family only (dual stack from 1.23 on)",
+                "IPv6 pods and services: {} carries one family only (dual stack from 1.23.7 on)",
                 binary.version
             ));
             families = vec![false];

@@ -11,14 +11,14 @@ pub const HEADER: &str = "# Written by Skein; changes belong into a drop-in of y
 /// The unit of a role, as K3s' own installer has it, but never giving up on restarts.
 pub fn service(role: RoleKind, binary: &Path) -> String {
     let verb = role.verb();
-    // Restarts are normal: a server that joins too early, or loses its datastore, ends by design. Only the main process is
+    // The overlay, over which K3s talks, is Skein's. Restarts are normal: a server that joins too early, or loses its datastore, ends by design. Only the main process is
     // killed, so that pods live on.
     format!(
         "{HEADER}[Unit]
 Description=Lightweight Kubernetes ({verb})
 Documentation=https://k3s.io
-Wants=network-online.target
-After=network-online.target
+Wants=network-online.target skein.service
+After=network-online.target skein.service
 StartLimitIntervalSec=0
 
 [Service]

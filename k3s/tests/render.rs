@@ -78,6 +78,8 @@ fn a_founding_server_of_a_current_release() {
     );
     let unit = text(&rendered, "k3s.service");
     for line in [
+        "After=network-online.target skein.service",
+        "Wants=network-online.target skein.service",
         "Type=notify",
         "KillMode=process",
         "Delegate=yes",

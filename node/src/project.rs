@@ -124,6 +124,8 @@ pub struct Founding {
     pub ca: k3s::CaBundle,
     /// The agent secret.
     pub agent_secret: k3s::Secret,
+    /// The server secret: old releases encrypt the authority's keys with nothing where none is given. Absent from old files.
+    pub server_secret: Option<k3s::Secret>,
 }
 
 /// Returns what K3s should be on this host.
@@ -134,9 +136,13 @@ pub fn k3s_spec(state: &State, inputs: &K3sInputs<'_>) -> k3s::Spec {
     let Some(a) = &node.assignment else {
         return k3s::Spec::Absent;
     };
-    // A leaving server runs on until it is out of etcd.
-    if a.leaving && (inputs.left || a.role == Role::K3sAgent) {
-        return k3s::Spec::Absent;
+    if a.leaving {
+        // What runs goes on until it is out of etcd; what does not, as after an interrupted wipe, is not started again.
+        return if inputs.left || a.role == Role::K3sAgent {
+            k3s::Spec::Absent
+        } else {
+            k3s::Spec::Waiting { reason: "this server to leave etcd".into() }
+        };
     }
     let stops = |d: &raft_store::model::Drain| d.stop && d.step >= DrainStep::Stop;
     if node.drain.as_ref().is_some_and(stops) {
@@ -170,6 +176,10 @@ fn role(
         Ok::<_, String>(k3s::Join { url, token: k3s::Secret::new(token(secrets).clone()) })
     };
     match role {
+        Role::K3sServer if founds && inputs.secrets.is_none() && inputs.founding.is_none() => {
+            // Its settings would lack the secrets that it was founded with.
+            Err("the fleet's key, to open the cluster's secrets".into())
+        }
         Role::K3sServer if founds => Ok(k3s::Role::Server { join: None }),
         Role::K3sServer => Ok(k3s::Role::Server { join: Some(join(|s| &s.server_token)?) }),
         Role::K3sAgent => Ok(k3s::Role::Agent { join: join(|s| &s.agent_token)? }),
@@ -189,6 +199,11 @@ fn run_spec(
     let order = node.assignment.as_ref()?.order;
     let secret = inputs.secrets.map(|s| k3s::Secret::new(s.agent_secret.clone()));
     let founding = inputs.founding;
+    // Later on the same secret as at the first start: with another one, or none, K3s could not read what it encrypted.
+    let server_token = match inputs.secrets {
+        Some(s) => Some(k3s::Secret::new(s.server_token.clone())),
+        None => founding.and_then(|f| f.server_secret.clone()),
+    };
     Some(k3s::RunSpec {
         node_name: node.name.to_string(),
         cluster: cluster.name.to_string(),
@@ -200,7 +215,7 @@ fn run_spec(
         names: vec![format!("{}.skein", vip.name)],
         cluster_cidr: cluster.pods.clone(),
         service_cidr: cluster.services.clone(),
-        server_token: None,
+        server_token,
         agent_token: secret.or_else(|| founding.map(|f| f.agent_secret.clone())),
         ca: founding.map(|f| f.ca.clone()),
         cni: k3s::Cni::FlannelHostGw,
@@ -210,4 +225,62 @@ fn run_spec(
         extra: BTreeMap::new(),
         role,
     })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Three servers and a worker, as a state that was once written.
+    pub(crate) fn lab() -> State {
+        let text = include_str!("../../raft-store/tests/golden/v1/state-lab.json");
+        let envelope: serde_json::Value = serde_json::from_str(text).unwrap();
+        serde_json::from_value(envelope["body"].clone()).unwrap()
+    }
+
+    fn secrets() -> ClusterSecrets {
+        ClusterSecrets {
+            server_token: "K10ab::server:s".into(),
+            agent_token: "K10ab::node:a".into(),
+            agent_secret: "a".into(),
+            kubeconfig: String::new(),
+            ca: String::new(),
+        }
+    }
+
+    fn spec(state: &State, me: u64, secrets: Option<&ClusterSecrets>, left: bool) -> k3s::Spec {
+        let release = k3s::Release::Pinned;
+        let inputs = K3sInputs { me: NodeId(me), release: &release, secrets, founding: None, left };
+        k3s_spec(state, &inputs)
+    }
+
+    #[test]
+    fn a_leaving_server_is_neither_started_nor_stopped_until_it_is_out() {
+        let mut state = lab();
+        let secrets = secrets();
+        for id in [3, 32] {
+            let node = state.nodes.get_mut(&NodeId(id)).unwrap();
+            node.assignment.as_mut().unwrap().leaving = true;
+        }
+        let waits = spec(&state, 3, Some(&secrets), false);
+        assert!(matches!(&waits, k3s::Spec::Waiting { reason } if reason.contains("etcd")));
+        assert_eq!(spec(&state, 3, Some(&secrets), true), k3s::Spec::Absent);
+        assert_eq!(spec(&state, 32, Some(&secrets), false), k3s::Spec::Absent);
+    }
+
+    #[test]
+    fn a_founder_starts_with_its_secrets_only() {
+        let state = lab();
+        let without = spec(&state, 1, None, false);
+        assert!(matches!(&without, k3s::Spec::Waiting { reason } if reason.contains("key")));
+        let secrets = secrets();
+        let k3s::Spec::Run(run) = spec(&state, 1, Some(&secrets), false) else {
+            panic!("it does not run")
+        };
+        let token = run.server_token.unwrap();
+        assert_eq!(
+            (run.role, token.expose()),
+            (k3s::Role::Server { join: None }, "K10ab::server:s")
+        );
+    }
 }

@@ -31,7 +31,7 @@ pub(super) async fn wipe(
     unmount(layout)?;
     if layout.root == Path::new("/") {
         tell("removing interfaces and packet filter rules");
-        network::remove(marker).await?;
+        network::remove(marker, &layout.data_dir).await?;
         remove_groups(Path::new("/sys/fs/cgroup"));
     }
     tell("removing files");

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::install::Fetcher;
 use super::process::Supervision;
-use super::{Host, HostError, cleanup, files, probe, process, systemd};
+use super::{Host, HostError, cleanup, files, links, probe, process, systemd};
 use crate::observe::{Binary, Credentials, Marker, Observed, Probe, Unit};
 use crate::render::{FileSpec, Layout};
 use crate::spec::{RoleKind, Spec};
@@ -231,7 +231,14 @@ impl LinuxHost {
         locked(&self.supervision).starting(Instant::now());
         match self.config.manager {
             Manager::Process => process::start(plan, state, &self.config.layout).await,
-            Manager::Systemd => systemd::start(plan, state).await,
+            Manager::Systemd => {
+                systemd::start(plan, state).await?;
+                // For people only; a host of another manager may share its programs with others.
+                if let Err(error) = links::lay(&self.binaries(), &plan.binary).await {
+                    tracing::warn!(%error, "kubectl was not put on the path");
+                }
+                Ok(())
+            }
         }
     }
 
@@ -281,6 +288,7 @@ async fn wipe(config: LinuxConfig, state: PathBuf, progress: Arc<Mutex<String>>)
         cleanup::wipe(&config.layout, marker.as_ref(), &tell).await?;
         if config.manager == Manager::Systemd {
             systemd::reload().await?;
+            links::remove(&state.join("bin"))?;
         }
         for name in ["bin", "process", "started"] {
             let path = state.join(name);
@@ -328,13 +336,48 @@ fn hashes(layout: &Layout) -> Result<BTreeMap<PathBuf, String>, HostError> {
 async fn probed(spec: &Spec, unit: &Unit, layout: &Layout, credentials: &Credentials) -> Probe {
     let node = match spec {
         Spec::Run(run) => Some(run.node_name.as_str()),
-        Spec::Waiting { .. } => None,
-        Spec::Absent | Spec::Stopped => return Probe::NotYet("K3s is not meant to run".to_owned()),
+        Spec::Waiting { .. } | Spec::Absent | Spec::Stopped => None,
     };
-    match unit {
-        Unit::Running { role, .. } => probe::probe(*role, node, layout, credentials).await,
-        Unit::Stopped | Unit::Exited { .. } | Unit::Stopping { .. } => {
-            Probe::NotYet("K3s does not run".to_owned())
+    match asked(spec, unit) {
+        Ok(role) => probe::probe(role, node, layout, credentials).await,
+        Err(known) => known,
+    }
+}
+
+/// Which role to ask, or what is known without asking. One that should run and does not is as unready as one that says so.
+fn asked(spec: &Spec, unit: &Unit) -> Result<RoleKind, Probe> {
+    match (spec, unit) {
+        (Spec::Absent | Spec::Stopped, _) => {
+            Err(Probe::NotYet("K3s is not meant to run".to_owned()))
         }
+        (Spec::Run(_) | Spec::Waiting { .. }, Unit::Running { role, .. }) => Ok(*role),
+        (Spec::Run(_) | Spec::Waiting { .. }, _) => {
+            Err(Probe::NotReady("K3s does not run".to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_k3s_that_should_run_and_does_not_is_unready() {
+        let now = Instant::now();
+        let role = RoleKind::Server;
+        let waiting = Spec::Waiting { reason: "a key".into() };
+        let ended = Unit::Exited { role, how: "x".into(), restarts: 1, next_try: now };
+        for unit in [Unit::Stopped, ended, Unit::Stopping { role, since: now }] {
+            assert_eq!(
+                asked(&waiting, &unit),
+                Err(Probe::NotReady("K3s does not run".into())),
+                "{unit:?}"
+            );
+            for spec in [Spec::Absent, Spec::Stopped] {
+                assert!(matches!(asked(&spec, &unit), Err(Probe::NotYet(_))), "{unit:?}");
+            }
+        }
+        let running = Unit::Running { role, fingerprint: None };
+        assert_eq!(asked(&waiting, &running), Ok(role));
     }
 }

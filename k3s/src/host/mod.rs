@@ -11,6 +11,7 @@ mod cleanup;
 mod command;
 mod files;
 mod install;
+mod links;
 mod linux;
 mod network;
 mod probe;

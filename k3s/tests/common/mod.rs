@@ -111,7 +111,7 @@ impl Fake {
             marker: None,
             foreign: None,
             etcd_data: false,
-            probe: Probe::NotYet("K3s does not run".into()),
+            probe: Probe::NotReady("K3s does not run".into()),
             credentials: Credentials::default(),
             wiping: None,
             log_tail: Vec::new(),
@@ -139,7 +139,7 @@ impl Fake {
                 self.seen.probe = Probe::NotReady("starting".into());
             }
             Unit::Stopped | Unit::Exited { .. } => {
-                self.seen.probe = Probe::NotYet("K3s does not run".into())
+                self.seen.probe = Probe::NotReady("K3s does not run".into())
             }
         }
         if matches!(self.seen.binary, Binary::Fetching { .. }) {

@@ -1,10 +1,11 @@
 //! What this node does at the Kubernetes API and at etcd: its drain, its pod ranges, the removal of former nodes. Shell.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use raft_store::apply::Command;
-use raft_store::model::{Cluster, Drain, DrainStep, Node, Phase, Role, State};
+use raft_store::model::{Cluster, Drain, DrainStep, Ghost, Name, Node, Phase, Role, State};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -19,6 +20,8 @@ const PODS_PERIOD: Duration = Duration::from_secs(20);
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long a leaving server waits to be out of etcd before it stops anyway.
 const LEAVE_MAX: Duration = Duration::from_secs(40);
+/// How long a leaving server tries to give etcd's leadership away before it leaves with it.
+const LEAD_MAX: Duration = Duration::from_secs(10);
 
 /// The agent for chores.
 pub struct ChoresAgent<E: Env> {
@@ -86,19 +89,20 @@ impl<E: Env> ChoresAgent<E> {
     }
 
     async fn drain(&mut self, state: &State, node: &Node, drain: &Drain) {
+        let over = overdue(drain, self.shared.env.wall().0);
         let result = match drain.step {
-            DrainStep::Cordon => self.cordon(state, node).await,
-            DrainStep::HandOver => self.hand_over(state, node).await,
+            DrainStep::Cordon => go_on(self.cordon(state, node).await, drain.force || over),
+            DrainStep::HandOver => go_on(self.hand_over(state, node).await, drain.force || over),
             DrainStep::MoveVip => {
                 let holds: Vec<_> =
                     state.vips.values().filter(|v| v.holder == Some(node.id)).collect();
                 match holds.first() {
                     None => Ok(None),
-                    Some(v) if drain.force && !can_move(state, v) => Ok(None),
+                    Some(v) if drain.force && (over || !can_move(state, v)) => Ok(None),
                     Some(v) => Err(format!("VIP {} to move to another server", v.name)),
                 }
             }
-            DrainStep::Evict => self.evict(state, node, drain).await,
+            DrainStep::Evict => self.evict(state, node, drain, over).await,
             DrainStep::Stop => match &node.assignment {
                 Some(a) if a.phase != Phase::Stopped => Err("its k3s to stop".into()),
                 _ => Ok(None),
@@ -150,9 +154,7 @@ impl<E: Env> ChoresAgent<E> {
         let Ok(etcd) = k3s::Etcd::open(&self.data_dir) else {
             return Ok(Some("no etcd on this server".into()));
         };
-        let drained = state.servers(cluster.id).into_iter().filter(|(n, _)| n.drain.is_some());
-        let avoid: Vec<String> = drained.map(|(n, _)| n.name.to_string()).collect();
-        match etcd.hand_over(&avoid).await {
+        match etcd.hand_over(&not_to_lead(state, cluster)).await {
             Ok(k3s::HandOver::Moved { to }) => Ok(Some(format!("etcd is led by {to} now"))),
             Ok(k3s::HandOver::NotLeader) => Ok(None),
             Ok(k3s::HandOver::NoCandidate) => Ok(Some("etcd has no other voter to lead".into())),
@@ -165,6 +167,7 @@ impl<E: Env> ChoresAgent<E> {
         state: &State,
         node: &Node,
         drain: &Drain,
+        over: bool,
     ) -> Result<Option<String>, String> {
         if let Some((epoch, at)) = self.moved_at
             && epoch == drain.epoch
@@ -174,8 +177,6 @@ impl<E: Env> ChoresAgent<E> {
         let Some((_, kube)) = self.working_member(state, node) else {
             return Ok(None);
         };
-        let waited = self.shared.env.wall().0.saturating_sub(drain.since.0);
-        let over = waited >= drain.timeout_ms;
         match kube.evict(node.name.as_str()).await {
             Ok(progress) if progress.done() => Ok(None),
             Ok(progress) if over => {
@@ -242,36 +243,41 @@ impl<E: Env> ChoresAgent<E> {
         let others = others.iter().any(|(n, o)| n.id != node.id && o.phase == Phase::Ready);
         let holds = state.vips.values().any(|v| v.holder == Some(node.id));
         let over = since.elapsed() > LEAVE_MAX;
-        let wait = others && !over;
-        if wait && (holds || !self.out_of_kubernetes(state, node, a.role).await) {
+        // One whose data are gone, such as after a wipe that was interrupted, has left already.
+        let joined = a.role != Role::K3sServer || k3s::Etcd::has_data(&self.data_dir);
+        let wait = others && joined && !over;
+        if wait && (holds || !self.out_of_kubernetes(state, node, a.role, since).await) {
             return;
         }
         self.left.send_replace(true);
     }
 
-    async fn out_of_kubernetes(&self, state: &State, node: &Node, role: Role) -> bool {
+    async fn out_of_kubernetes(
+        &self,
+        state: &State,
+        node: &Node,
+        role: Role,
+        since: Instant,
+    ) -> bool {
         let Some(cluster) = state.cluster_of(node) else {
             return true;
         };
         let Some(kube) = self.kube(cluster, false) else {
             return true;
         };
-        let name = node.name.as_str();
-        if let Err(e) = kube.delete_node(name).await {
-            tracing::info!(error = %e, "this node could not be taken out of Kubernetes yet");
-            return false;
-        }
-        if role != Role::K3sServer {
-            return true;
-        }
-        match k3s::Etcd::open(&self.data_dir) {
-            Err(_) => true,
-            Ok(etcd) => match etcd.members().await {
-                Ok(members) => !members.iter().any(|m| m.is_node(name)),
-                // A removed member's etcd stops answering.
-                Err(_) => true,
+        let etcd = (role == Role::K3sServer).then(|| k3s::Etcd::open(&self.data_dir).ok());
+        let etcd = etcd.flatten();
+        let outcome = match &etcd {
+            Some(etcd) => match lead_no_more(state, cluster, etcd, &kube, node, since).await {
+                Ok(()) => out_of_both(state, cluster, etcd, &kube, node).await,
+                Err(why) => Err(why),
             },
+            None => node_gone(&kube, &node.name).await,
+        };
+        if let Err(why) = &outcome {
+            tracing::info!(%why, "this node is not out of Kubernetes yet");
         }
+        outcome.is_ok()
     }
 
     /// The VIP's holder clears up after machines that are gone.
@@ -285,26 +291,203 @@ impl<E: Env> ChoresAgent<E> {
                 continue;
             };
             for ghost in &cluster.ghosts {
-                let name = ghost.as_str();
-                let gone = match kube.delete_node(name).await {
-                    Ok(()) => kube.delete_node_password(name).await,
-                    Err(e) => Err(e),
-                };
-                match gone {
+                match self.lay_ghost(state, cluster, &kube, ghost).await {
                     Ok(()) => {
-                        let command =
-                            Command::ForgetGhost { cluster: cluster.id, name: ghost.clone() };
+                        let name = ghost.name.clone();
+                        let command = Command::ForgetGhost { cluster: cluster.id, name };
                         self.shared.propose(command).await;
                     }
-                    Err(e) => {
-                        tracing::info!(node = name, error = %e, "a former node is not out of Kubernetes yet")
+                    Err(why) => {
+                        tracing::info!(node = %ghost.name, %why, "a former node is not out of Kubernetes yet");
                     }
                 }
             }
         }
     }
+
+    async fn lay_ghost(
+        &self,
+        state: &State,
+        cluster: &Cluster,
+        kube: &k3s::Kube,
+        ghost: &Ghost,
+    ) -> Result<(), String> {
+        node_gone(kube, &ghost.name).await?;
+        if let Ok(etcd) = k3s::Etcd::open(&self.data_dir) {
+            let addresses = ghost.addresses.iter().flat_map(|a| a.both()).collect();
+            let identity = k3s::Identity { node: ghost.name.to_string(), addresses };
+            member_gone(state, cluster, &etcd, &ghost.name, &identity).await?;
+        }
+        // Last: with it a machine of this name could join, while the old one still counts in etcd.
+        kube.delete_node_password(ghost.name.as_str()).await.map_err(|e| e.to_string())
+    }
+}
+
+/// Gives etcd's leadership away, as long as the node is in Kubernetes and there is time.
+async fn lead_no_more(
+    state: &State,
+    cluster: &Cluster,
+    etcd: &k3s::Etcd,
+    kube: &k3s::Kube,
+    node: &Node,
+    since: Instant,
+) -> Result<(), String> {
+    let found = kube.node(node.name.as_str()).await.map_err(|e| e.to_string())?;
+    if found.is_none() || since.elapsed() > LEAD_MAX {
+        return Ok(());
+    }
+    let moved = etcd.hand_over(&not_to_lead(state, cluster)).await;
+    moved.map(drop).map_err(|e| format!("etcd's leadership to move: {e}"))
+}
+
+/// Takes a server out of Kubernetes and etcd. That its own etcd is silent proves nothing, so the others are asked then.
+async fn out_of_both(
+    state: &State,
+    cluster: &Cluster,
+    etcd: &k3s::Etcd,
+    kube: &k3s::Kube,
+    node: &Node,
+) -> Result<(), String> {
+    node_gone(kube, &node.name).await?;
+    member_gone(state, cluster, etcd, &node.name, &identity(cluster, node)).await
+}
+
+/// Deletes a Node. K3s keeps it until it has taken its member out of etcd, so an accepted request proves nothing.
+async fn node_gone(kube: &k3s::Kube, name: &Name) -> Result<(), String> {
+    let asked = async {
+        kube.delete_node(name.as_str()).await?;
+        kube.node(name.as_str()).await
+    };
+    match asked.await {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => Err("K3s to let its Node go".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Takes a member out of etcd that K3s left there: it looks for one under the Node's name, which old releases do not give it.
+async fn member_gone(
+    state: &State,
+    cluster: &Cluster,
+    etcd: &k3s::Etcd,
+    name: &Name,
+    identity: &k3s::Identity,
+) -> Result<(), String> {
+    let others = state.servers(cluster.id).into_iter();
+    let others = others.filter(|(n, a)| n.name != *name && a.phase == Phase::Ready);
+    let others: Vec<IpAddr> =
+        others.filter_map(|(n, _)| Some(n.networks.get(&cluster.network)?.v4.into())).collect();
+    let view = etcd.members_anywhere(&others).await.map_err(|e| e.to_string())?;
+    match identity.find(&unclaimed(state, cluster, name, &view.members)) {
+        None => Ok(()),
+        Some(member) => {
+            etcd.remove(&view, member).await.map_err(|e| e.to_string())?;
+            Err("its etcd member was taken out; to be seen to be gone".into())
+        }
+    }
+}
+
+/// The members that do not lie at the address of a node of another name.
+fn unclaimed(
+    state: &State,
+    cluster: &Cluster,
+    name: &Name,
+    members: &[k3s::Member],
+) -> Vec<k3s::Member> {
+    let others = state.nodes.values().filter(|n| n.name != *name);
+    let claimed: Vec<IpAddr> = others
+        .filter_map(|n| n.networks.get(&cluster.network))
+        .flat_map(raft_store::model::OverlayAddress::both)
+        .collect();
+    let free = |m: &&k3s::Member| !m.addresses.iter().any(|ip| claimed.contains(ip));
+    members.iter().filter(free).cloned().collect()
+}
+
+/// How etcd knows a node.
+fn identity(cluster: &Cluster, node: &Node) -> k3s::Identity {
+    let own = node.networks.get(&cluster.network);
+    let addresses = own.into_iter().flat_map(raft_store::model::OverlayAddress::both).collect();
+    k3s::Identity { node: node.name.to_string(), addresses }
+}
+
+/// Servers that will not stay, and should not lead etcd.
+fn not_to_lead(state: &State, cluster: &Cluster) -> Vec<k3s::Identity> {
+    let servers = state.servers(cluster.id).into_iter();
+    let going = servers.filter(|(n, a)| n.drain.is_some() || a.leaving);
+    going.map(|(n, _)| identity(cluster, n)).collect()
+}
+
+/// Tells whether a drain's time is over.
+fn overdue(drain: &Drain, now_ms: u64) -> bool {
+    now_ms.saturating_sub(drain.since.0) >= drain.timeout_ms
+}
+
+/// What a failed step comes to: a drain that is overdue or forced goes on, and says what it left behind.
+fn go_on(result: Result<Option<String>, String>, anyway: bool) -> Result<Option<String>, String> {
+    match result {
+        Err(waits) if anyway => Ok(Some(format!("not waited for: {waits}"))),
+        other => other,
+    }
 }
 
 fn can_move(state: &State, vip: &raft_store::model::Vip) -> bool {
     state.nodes.values().any(|n| vip.holder != Some(n.id) && state.candidacy(vip, n).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use raft_store::model::{NodeId, UnixMillis};
+
+    use super::*;
+    use crate::project::tests::lab;
+
+    #[test]
+    fn an_overdue_or_forced_step_is_left_out_with_a_note() {
+        let failed = || Err("etcd's leadership to move: no answer".to_owned());
+        assert_eq!(go_on(failed(), false), failed());
+        let note = go_on(failed(), true).unwrap().unwrap();
+        assert!(note.contains("no answer"), "{note}");
+        assert_eq!(go_on(Ok(None), true), Ok(None));
+        let drain = lab().nodes[&NodeId(1)].drain.clone().unwrap();
+        let begun = drain.since.0;
+        assert!(!overdue(&drain, begun + drain.timeout_ms - 1));
+        assert!(overdue(&drain, begun + drain.timeout_ms));
+        assert!(!overdue(&Drain { since: UnixMillis(begun + 9), ..drain }, begun));
+    }
+
+    #[test]
+    fn a_member_at_the_address_of_another_node_is_never_taken_for_a_ghost() {
+        let state = lab();
+        let cluster = state.clusters.values().next().unwrap();
+        let member = |id: u64, name: &str, address: &str| k3s::Member {
+            id,
+            name: name.into(),
+            learner: false,
+            addresses: vec![address.parse().unwrap()],
+            client_urls: Vec::new(),
+            leader: false,
+            local: false,
+        };
+        let name: Name = "n9".parse().unwrap();
+        // n2 runs on a machine whose own name is that of the ghost.
+        let members =
+            [member(1, "n9-0a1b2c3d", "10.90.0.2"), member(2, "n9-4e5f6a7b", "10.90.0.9")];
+        let gone = k3s::Identity { node: "n9".into(), addresses: Vec::new() };
+        let found = |members: &[k3s::Member]| {
+            gone.find(&unclaimed(&state, cluster, &name, members)).map(|m| m.id)
+        };
+        assert_eq!(found(&members), Some(2));
+        assert_eq!(found(&members[..1]), None);
+    }
+
+    #[test]
+    fn leadership_goes_to_servers_that_stay() {
+        let mut state = lab();
+        let node = state.nodes.get_mut(&NodeId(5)).unwrap();
+        node.assignment.as_mut().unwrap().leaving = true;
+        let cluster = state.clusters.values().next().unwrap();
+        let avoided: Vec<String> =
+            not_to_lead(&state, cluster).into_iter().map(|i| i.node).collect();
+        assert_eq!(avoided, ["n1", "n3"]);
+    }
 }

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use raft_store::model::Sealed;
 use raft_store::seal::FleetKey;
 use serde::{Deserialize, Serialize};
@@ -18,6 +16,8 @@ const PURPOSE: &str = "founding";
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 struct Stored {
     agent_secret: String,
+    #[serde(default)]
+    server_secret: Option<String>,
     root_certificate: String,
     root_key: String,
     authorities: Vec<StoredAuthority>,
@@ -41,6 +41,7 @@ impl From<&Founding> for Stored {
         };
         Self {
             agent_secret: f.agent_secret.expose().to_owned(),
+            server_secret: f.server_secret.as_ref().map(|s| s.expose().to_owned()),
             root_certificate: f.ca.root_certificate.clone(),
             root_key: f.ca.root_key.expose().to_owned(),
             authorities: f.ca.authorities.iter().map(authority).collect(),
@@ -61,7 +62,11 @@ impl From<&Stored> for Founding {
             root_certificate: s.root_certificate.clone(),
             root_key: k3s::Secret::new(s.root_key.clone()),
         };
-        Self { ca, agent_secret: k3s::Secret::new(s.agent_secret.clone()) }
+        Self {
+            ca,
+            agent_secret: k3s::Secret::new(s.agent_secret.clone()),
+            server_secret: s.server_secret.clone().map(k3s::Secret::new),
+        }
     }
 }
 
@@ -83,7 +88,7 @@ pub fn load_or_make(
     incarnation: &str,
     cluster: &str,
     key: &FleetKey,
-    (now_s, random, nonce): (u64, [u8; 32], [u8; 24]),
+    (now_s, random, nonce): (u64, [[u8; 32]; 2], [u8; 24]),
 ) -> Result<Founding, String> {
     let path = path(dir, incarnation);
     if let Ok(bytes) = std::fs::read(&path) {
@@ -94,8 +99,9 @@ pub fn load_or_make(
     }
     let now = i64::try_from(now_s).unwrap_or(i64::MAX);
     let ca = k3s::make_cluster_ca(cluster, now).map_err(|e| e.to_string())?;
-    let agent_secret = k3s::Secret::new(URL_SAFE_NO_PAD.encode(random));
-    let founding = Founding { ca, agent_secret };
+    // K3s reads whatever begins with K10 as a token of another form, which hexadecimal digits never do.
+    let [agent, server] = random.map(|bytes| k3s::Secret::new(hex::encode(bytes)));
+    let founding = Founding { ca, agent_secret: agent, server_secret: Some(server) };
     let sealed = key.seal(PURPOSE, to_json(&founding).as_bytes(), nonce);
     let write = || -> std::io::Result<()> {
         files::private_dir(dir)?;
@@ -113,11 +119,24 @@ mod tests {
     fn a_founding_is_made_once_and_lies_sealed() {
         let dir = tempfile::tempdir().unwrap();
         let key = FleetKey::from_bytes([1; 32]);
-        let make =
-            |b: u8| load_or_make(dir.path(), "x", "lab", &key, (1_800_000_000, [b; 32], [b; 24]));
+        let make = |b: u8| {
+            let seeds = (1_800_000_000, [[b; 32], [b + 100; 32]], [b; 24]);
+            load_or_make(dir.path(), "x", "lab", &key, seeds)
+        };
         let (first, second) = (make(1).unwrap(), make(2).unwrap());
         assert_eq!(first, second);
         let bytes = std::fs::read(path(dir.path(), "x")).unwrap();
         assert!(!String::from_utf8_lossy(&bytes).contains("PRIVATE KEY"));
+        let server = first.server_secret.as_ref().unwrap().expose();
+        assert!(server.len() == 64 && *server != *first.agent_secret.expose());
+        let json = to_json(&first);
+        assert_eq!(Founding::from(&serde_json::from_str::<Stored>(&json).unwrap()), first);
+    }
+
+    #[test]
+    fn a_founding_of_before_server_secrets_is_read() {
+        let old = r#"{"agent_secret":"a","root_certificate":"c","root_key":"k","authorities":[]}"#;
+        let read = Founding::from(&serde_json::from_str::<Stored>(old).unwrap());
+        assert_eq!((read.agent_secret.expose(), read.server_secret), ("a", None));
     }
 }

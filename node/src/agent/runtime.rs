@@ -106,7 +106,7 @@ impl<E: Env> K3sAgent<E> {
         let key = key.ok_or("the leader to hand over the fleet's key")?;
         let incarnation = format!("{}-{}", node.uuid, a.order);
         let env = &self.shared.env;
-        let seeds = (env.wall().0 / 1000, env.random(), self.shared.nonce());
+        let seeds = (env.wall().0 / 1000, [env.random(), env.random()], self.shared.nonce());
         founding::load_or_make(&self.dir, &incarnation, c.name.as_str(), &key, seeds).map(Some)
     }
 

@@ -1,12 +1,15 @@
 //! Nodes: looking them up, and taking them out everywhere. Pure.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::command::{Change, list};
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
-    Assignment, ClusterId, ClusterStatus, Name, NodeId, Phase, Retired, Role, Severity,
+    Assignment, ClusterId, ClusterStatus, Ghost, Name, NetworkId, NodeId, OverlayAddress, Phase,
+    Retired, Role, Severity,
 };
 
 impl Context<'_> {
@@ -73,13 +76,18 @@ impl Context<'_> {
             vip.next = vip.next.filter(|n| n.node != id);
         }
         if let Some(old) = &node.assignment {
-            self.leave_ghost(name, old);
+            self.leave_ghost(name, &node.networks, old);
         }
         Ok(node.assignment)
     }
 
     /// Remembers that Kubernetes still has a node of this name, and etcd perhaps a member.
-    pub(super) fn leave_ghost(&mut self, name: &Name, old: &Assignment) {
+    pub(super) fn leave_ghost(
+        &mut self,
+        name: &Name,
+        networks: &BTreeMap<NetworkId, OverlayAddress>,
+        old: &Assignment,
+    ) {
         let Some(cluster) = old.cluster.and_then(|c| self.state.clusters.get_mut(&c)) else {
             return;
         };
@@ -91,8 +99,9 @@ impl Context<'_> {
                 | Phase::Failed
                 | Phase::Stopped
         );
-        if cluster.secrets.is_some() && joined && !cluster.ghosts.contains(name) {
-            cluster.ghosts.push(name.clone());
+        if cluster.secrets.is_some() && joined && !cluster.has_ghost(name) {
+            let addresses = networks.get(&cluster.network).copied();
+            cluster.ghosts.push(Ghost { name: name.clone(), addresses });
         }
     }
 
@@ -201,7 +210,7 @@ impl Context<'_> {
             return Ok(Change::Nothing);
         };
         let before = c.ghosts.len();
-        c.ghosts.retain(|g| g != name);
+        c.ghosts.retain(|g| g.name != *name);
         if c.ghosts.len() < before {
             self.emit(
                 "system.k3s.node.removed",

@@ -277,8 +277,8 @@ impl Context<'_> {
         );
         if let Some(n) = self.state.nodes.get_mut(&node) {
             n.assignment = None;
-            let name = n.name.clone();
-            self.leave_ghost(&name, a);
+            let (name, networks) = (n.name.clone(), n.networks.clone());
+            self.leave_ghost(&name, &networks, a);
         }
         if let Some(cluster) = a.cluster {
             self.settle_cluster(cluster);

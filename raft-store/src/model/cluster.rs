@@ -39,10 +39,53 @@ pub struct Cluster {
     pub secrets: Option<Sealed>,
     /// The Kubernetes version of its first server.
     pub version: Option<String>,
-    /// Names of removed machines whose Kubernetes nodes are still to be deleted.
-    pub ghosts: Vec<Name>,
+    /// Removed machines that Kubernetes and etcd are still to be rid of.
+    pub ghosts: Vec<Ghost>,
     /// When it was made.
     pub at: UnixMillis,
+}
+
+/// What a removed machine left behind in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "GhostForm", into = "GhostForm")]
+pub struct Ghost {
+    /// The name of its Kubernetes node.
+    pub name: Name,
+    /// Its addresses in the cluster's network, by which etcd knows it.
+    pub addresses: Option<OverlayAddress>,
+}
+
+/// How a ghost is written: the first states had its name only.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum GhostForm {
+    Name(Name),
+    Whole { name: Name, addresses: OverlayAddress },
+}
+
+impl From<GhostForm> for Ghost {
+    fn from(form: GhostForm) -> Self {
+        match form {
+            GhostForm::Name(name) => Self { name, addresses: None },
+            GhostForm::Whole { name, addresses } => Self { name, addresses: Some(addresses) },
+        }
+    }
+}
+
+impl From<Ghost> for GhostForm {
+    fn from(ghost: Ghost) -> Self {
+        match ghost.addresses {
+            None => Self::Name(ghost.name),
+            Some(addresses) => Self::Whole { name: ghost.name, addresses },
+        }
+    }
+}
+
+impl Cluster {
+    /// Tells whether a removed machine of this name still has to go.
+    pub fn has_ghost(&self, name: &Name) -> bool {
+        self.ghosts.iter().any(|g| g.name == *name)
+    }
 }
 
 /// The stored half of a cluster's status; `degraded` is seen, not stored.
@@ -139,5 +182,23 @@ impl MoveReason {
             Self::Unready => "unready",
             Self::Manual => "manual",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ghosts_of_old_states_have_a_name_only() {
+        let old = "\"n4\"";
+        let read: Ghost = serde_json::from_str(old).unwrap();
+        assert_eq!(read.addresses, None);
+        assert_eq!(serde_json::to_string(&read).unwrap(), old);
+        let addresses = OverlayAddress { v6: [0xfd5e; 8].into(), v4: [10, 90, 0, 4].into() };
+        let whole = Ghost { addresses: Some(addresses), ..read };
+        let text = serde_json::to_string(&whole).unwrap();
+        assert_eq!(serde_json::from_str::<Ghost>(&text).unwrap(), whole);
+        assert!(serde_json::from_str::<Ghost>("{\"name\":\"n4\"}").is_err());
     }
 }

@@ -9,7 +9,7 @@ pub mod network;
 pub mod node;
 pub mod state;
 
-pub use cluster::{Assumption, Cluster, ClusterStatus, MoveReason, NextHolder, Vip};
+pub use cluster::{Assumption, Cluster, ClusterStatus, Ghost, MoveReason, NextHolder, Vip};
 pub use event::{Event, EventRing, Severity};
 pub use fleet::{Fleet, Operator, Ticket, TicketRole, Tickets};
 pub use id::{

@@ -1,7 +1,7 @@
 //! Nodes: identity, overlay membership, role and drain. Pure.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,13 @@ pub struct OverlayAddress {
     pub v6: Ipv6Addr,
     /// The /32 in the network's IPv4 slice.
     pub v4: Ipv4Addr,
+}
+
+impl OverlayAddress {
+    /// Returns both addresses, IPv6 first.
+    pub fn both(&self) -> [IpAddr; 2] {
+        [self.v6.into(), self.v4.into()]
+    }
 }
 
 /// What a node does in a cluster.

@@ -122,7 +122,7 @@ impl State {
 
     /// Says what keeps a member from starting, apart from the order of servers.
     pub fn member_blocked_by(&self, cluster: &Cluster, node: &Node) -> Option<String> {
-        if cluster.ghosts.contains(&node.name) {
+        if cluster.has_ghost(&node.name) {
             return Some(format!(
                 "the former {} to be removed from Kubernetes by cluster {}",
                 node.name, cluster.name

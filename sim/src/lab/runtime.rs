@@ -205,6 +205,43 @@ pub(super) fn missing(name: &str, binary: &Path) -> Vec<&'static str> {
     absent.map(|(_, package)| *package).chain(plugins).collect()
 }
 
+/// What K3s itself would have containerd do, and one line more: without it no sandbox starts where oom scores cannot be
+/// lowered. Written out, as releases before September 2023 know no template to extend; in the second version of containerd's
+/// settings, which containerd reads from 1.3 to 2.x. Only fields that K3s has had since 1.21 are named.
+const CONTAINERD: &str = r#"version = 2
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{{ .NodeConfig.Containerd.Opt }}"
+
+[plugins."io.containerd.grpc.v1.cri"]
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "10010"
+  restrict_oom_score_adj = true
+{{- if .NodeConfig.AgentConfig.PauseImage }}
+  sandbox_image = "{{ .NodeConfig.AgentConfig.PauseImage }}"
+{{- end }}
+
+{{ if .NodeConfig.AgentConfig.Snapshotter -}}
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  snapshotter = "{{ .NodeConfig.AgentConfig.Snapshotter }}"
+  disable_snapshot_annotations = true
+{{- end }}
+
+{{ if .NodeConfig.AgentConfig.CNIBinDir -}}
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "{{ .NodeConfig.AgentConfig.CNIBinDir }}"
+  conf_dir = "{{ .NodeConfig.AgentConfig.CNIConfDir }}"
+{{- end }}
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+"#;
+
+/// Packaged parts that need images from the internet and that nothing here uses. K3s passes over a manifest beside which lies
+/// a file of its name and `.skip`; `disable` in its configuration would keep workers of old releases from starting.
+const SKIPPED: [&str; 3] =
+    ["traefik.yaml", "metrics-apiservice.yaml", "metrics-server-deployment.yaml"];
+
 /// Lays what Skein and K3s read on a host's disk.
 pub(super) fn lay(lab: &Lab, disk: &Path) -> Result<()> {
     let config =
@@ -215,13 +252,16 @@ pub(super) fn lay(lab: &Lab, disk: &Path) -> Result<()> {
     }
     let agent = disk.join("var/lib/rancher/k3s/agent");
     if !may_lower_oom_scores() {
-        // K3s' own template with one line more: without it no sandbox starts where scores cannot be lowered.
         let etc = agent.join("etc/containerd");
         make_dir(&etc)?;
-        let old = "{{ template \"base\" . }}\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n";
-        let new = "{{ template \"base\" . }}\n\n[plugins.'io.containerd.cri.v1.runtime']\n  restrict_oom_score_adj = true\n";
-        write(&etc.join("config.toml.tmpl"), old)?;
-        write(&etc.join("config-v3.toml.tmpl"), new)?;
+        write(&etc.join("config.toml.tmpl"), CONTAINERD)?;
+        // It would win over the other one, and earlier labs left a broken one.
+        let _ = fs::remove_file(etc.join("config-v3.toml.tmpl"));
+    }
+    let manifests = disk.join("var/lib/rancher/k3s/server/manifests");
+    make_dir(&manifests)?;
+    for name in SKIPPED {
+        write(&manifests.join(format!("{name}.skip")), "")?;
     }
     if let Some(images) = &lab.images {
         let to = agent.join("images");

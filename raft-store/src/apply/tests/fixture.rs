@@ -269,6 +269,10 @@ impl World {
         self.node(node).assignment.as_ref().unwrap()
     }
 
+    pub(crate) fn ghosts(&self, cluster: &str) -> Vec<Name> {
+        self.cluster(cluster).ghosts.iter().map(|g| g.name.clone()).collect()
+    }
+
     pub(crate) fn cluster(&self, cluster: &str) -> &Cluster {
         self.state.cluster_named(&name(cluster)).unwrap()
     }
