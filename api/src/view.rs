@@ -208,13 +208,14 @@ impl Scene<'_> {
             ClusterStatus::Pending => "pending",
             ClusterStatus::Bootstrapping => "bootstrapping",
             ClusterStatus::Error => "error",
+            ClusterStatus::Decommissioning => "decommissioning",
             ClusterStatus::Active => {
                 let servers = self.members(c, Role::K3sServer);
                 let workers = self.members(c, Role::K3sAgent);
                 let bad = |m: &proto::ClusterMember| {
                     matches!(m.status.as_str(), "down" | "failed" | "unready")
                 };
-                let holder = self.state.vips.get(&c.vip).and_then(|v| v.holder);
+                let holder = self.state.vip_of(c).and_then(|v| v.holder);
                 let headless = holder.is_some_and(|h| self.health(h) == Health::Lost);
                 if headless || servers.iter().chain(&workers).any(bad) {
                     "degraded"
@@ -234,7 +235,7 @@ impl Scene<'_> {
             name: c.name.to_string(),
             status: self.cluster_word(c).into(),
             endpoint: c.endpoint.clone().unwrap_or_default(),
-            vip: self.state.vips.get(&c.vip).map(|v| v.name.to_string()).unwrap_or_default(),
+            vip: self.state.vip_of(c).map(|v| v.name.to_string()).unwrap_or_default(),
             node_count: u32::try_from(servers.len() + workers.len()).unwrap_or(0),
             tolerates: self.tolerates(c),
             waiting_for: self.cluster_waits(c),
@@ -343,7 +344,8 @@ impl Scene<'_> {
         }
         for c in self.state.clusters.values() {
             match self.cluster_word(c) {
-                "active" => {}
+                // That a cluster ends as it was told to is no problem.
+                "active" | "decommissioning" => {}
                 word => problems.push(format!("cluster {} is {word}", c.name)),
             }
         }

@@ -195,7 +195,7 @@ fn run_spec(
 ) -> Option<k3s::RunSpec> {
     let own = node.networks.get(&cluster.network)?;
     let net = state.networks.get(&cluster.network)?;
-    let vip = state.vips.get(&cluster.vip)?;
+    let vip = state.vip_of(cluster);
     let order = node.assignment.as_ref()?.order;
     let secret = inputs.secrets.map(|s| k3s::Secret::new(s.agent_secret.clone()));
     let founding = inputs.founding;
@@ -211,8 +211,8 @@ fn run_spec(
         release: inputs.release.clone(),
         node_ips: vec![own.v4.into(), own.v6.into()],
         iface: interface_name(net.name.as_str()),
-        vips: vip.addresses().to_vec(),
-        names: vec![format!("{}.skein", vip.name)],
+        vips: vip.iter().flat_map(|v| v.addresses()).collect(),
+        names: vip.iter().map(|v| format!("{}.skein", v.name)).collect(),
         cluster_cidr: cluster.pods.clone(),
         service_cidr: cluster.services.clone(),
         server_token,

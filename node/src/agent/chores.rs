@@ -283,8 +283,7 @@ impl<E: Env> ChoresAgent<E> {
     /// The VIP's holder clears up after machines that are gone.
     async fn ghosts(&self, state: &State) {
         for cluster in state.clusters.values().filter(|c| !c.ghosts.is_empty()) {
-            let holder = state.vips.get(&cluster.vip).and_then(|v| v.holder);
-            if holder != Some(self.shared.me) {
+            if state.spokesman(cluster) != Some(self.shared.me) {
                 continue;
             }
             let Some(kube) = self.kube(cluster, true) else {

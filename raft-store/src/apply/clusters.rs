@@ -8,8 +8,8 @@ use super::command::{Change, CreateCluster, list, repeated};
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
-    Assignment, Cluster, ClusterId, ClusterStatus, Generation, Name, NetworkId, NodeId, Phase,
-    PodRanges, Role, Severity, Vip, VipId, fleet::subnet, overlap,
+    Assignment, Cluster, ClusterId, ClusterStatus, Generation, Name, NetworkId, NodeId, OverlayAddress,
+    Phase, PodRanges, Role, Severity, Vip, VipId, fleet::subnet, overlap,
 };
 
 /// Pods of the first cluster take 10.42.0.0/16 and services 10.43.0.0/16, as K3s' defaults do.
@@ -62,6 +62,13 @@ impl Context<'_> {
         };
         let same = c.servers.iter().all(|n| is(n, Role::K3sServer))
             && c.workers.iter().all(|n| is(n, Role::K3sAgent));
+        let ending = self.state.clusters.get(&id).map(|c| c.status)
+            == Some(ClusterStatus::Decommissioning);
+        if ending {
+            let next = format!("wait until it is gone: skein cluster show {}", c.name);
+            let why = "the former cluster of this name is being decommissioned";
+            return Err(Rejection::new(RejectCode::Conflict, what, why, next));
+        }
         if same {
             return Ok(Change::Cluster { id });
         }
@@ -97,30 +104,15 @@ impl Context<'_> {
         };
         let net = &self.state.networks[&network];
         let in_use = |a| self.state.vips.values().any(|v| v.address == a);
-        let address = (0..crate::model::network::VIPS)
-            .map_while(|n| net.vip_address(n))
-            .find(|a| !in_use(*a))
-            .ok_or_else(|| exhausted("its network has no VIP left"))?;
+        let mut free = (0..crate::model::network::VIPS).map_while(|n| net.vip_address(n));
+        // A network without a free one does not keep the cluster from coming up; it is told of at its bootstrap.
+        let address = free.find(|a| !in_use(*a));
         let fleet = self.state.fleet.as_ref().expect("founded before any cluster");
         let (pods, services) =
             free_ranges(self.state.clusters.values(), fleet.ipv4_pool, fleet.ula)
                 .ok_or_else(|| exhausted("no pod range is left"))?;
-        let (id, vip) = (ClusterId(self.index), VipId(self.index));
-        let vip_name = format!("{name}-api").parse().unwrap_or_else(|_| name.clone());
-        self.state.vips.insert(
-            vip,
-            Vip {
-                id: vip,
-                name: vip_name,
-                cluster: id,
-                network,
-                address,
-                holder: None,
-                generation: Generation(0),
-                next: None,
-                history: Vec::new(),
-            },
-        );
+        let id = ClusterId(self.index);
+        let vip = address.map(|address| self.reserve_vip(name, id, network, address));
         self.state.clusters.insert(
             id,
             Cluster {
@@ -141,6 +133,30 @@ impl Context<'_> {
             },
         );
         Ok(id)
+    }
+
+    fn reserve_vip(
+        &mut self,
+        cluster_name: &Name,
+        cluster: ClusterId,
+        network: NetworkId,
+        address: OverlayAddress,
+    ) -> VipId {
+        let id = VipId(self.index);
+        let name = format!("{cluster_name}-api").parse().unwrap_or_else(|_| cluster_name.clone());
+        let vip = Vip {
+            id,
+            name,
+            cluster,
+            network,
+            address,
+            holder: None,
+            generation: Generation(0),
+            next: None,
+            history: Vec::new(),
+        };
+        self.state.vips.insert(id, vip);
+        id
     }
 
     pub(super) fn assign_role(
@@ -217,7 +233,9 @@ impl Context<'_> {
 
     /// Returns the only cluster that is not broken, or else a broken one, so that its refusal tells why.
     fn only_target(&mut self, node: &Name, id: NodeId) -> Result<Option<ClusterId>, Rejection> {
-        let sound = |c: &&Cluster| c.status != ClusterStatus::Error;
+        let sound = |c: &&Cluster| {
+            !matches!(c.status, ClusterStatus::Error | ClusterStatus::Decommissioning)
+        };
         let candidates: Vec<Name> =
             self.state.clusters.values().filter(sound).map(|c| c.name.clone()).collect();
         if candidates.len() > 1 {
@@ -246,6 +264,14 @@ impl Context<'_> {
     /// Refuses new members to a broken cluster; those that are in it already stay.
     fn joinable(&self, node: &Name, c: &Cluster, what: String) -> Result<ClusterId, Rejection> {
         let member = self.state.node_named(node).and_then(|n| n.member_of(c.id));
+        if c.status == ClusterStatus::Decommissioning {
+            return Err(Rejection::new(
+                RejectCode::Conflict,
+                what,
+                format!("cluster {} is being decommissioned", c.name),
+                format!("skein cluster show {}", c.name),
+            ));
+        }
         if c.status == ClusterStatus::Error && member.is_none() {
             return Err(Rejection::new(
                 RejectCode::Conflict,
@@ -279,6 +305,10 @@ impl Context<'_> {
 
     fn check_free(&self, node: &Name) -> Result<(), Rejection> {
         let id = self.node_id(node)?;
+        if self.state.nodes[&id].terminating {
+            let (what, why) = (format!("{node} got no role"), "it is leaving the fleet");
+            return Err(Rejection::new(RejectCode::Conflict, what, why, "choose another node"));
+        }
         let Some(a) = &self.state.nodes[&id].assignment else {
             return Ok(());
         };
@@ -340,7 +370,8 @@ impl Context<'_> {
 
     /// Gives agents that wait for a first cluster the only one there is.
     pub(super) fn adopt_waiting(&mut self) {
-        let mut clusters = self.state.clusters.values();
+        let lasting = |c: &&Cluster| c.status != ClusterStatus::Decommissioning;
+        let mut clusters = self.state.clusters.values().filter(lasting);
         let (Some(only), None) = (clusters.next(), clusters.next()) else {
             return;
         };
@@ -374,19 +405,7 @@ impl Context<'_> {
                 return Err(Rejection::new(RejectCode::Guarded, what, why, next));
             }
         }
-        if let Some(a) = self.state.nodes.get_mut(&id).and_then(|n| n.assignment.as_mut()) {
-            a.leaving = true;
-            a.since = self.at;
-        }
-        self.emit(
-            "system.k3s.module.unassigned",
-            Severity::Low,
-            Some(id),
-            a.cluster,
-            json!({
-                "instance": node, "module": a.role.module(),
-            }),
-        );
+        self.start_leaving(id);
         if let Some(cluster) = a.cluster {
             self.settle_cluster(cluster);
         }

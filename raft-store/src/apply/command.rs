@@ -76,6 +76,10 @@ pub enum Command {
     CreateCluster(CreateCluster),
     /// Gives a node a role.
     AssignRole { node: Name, role: Role, cluster: Option<Name> },
+    /// Undoes a cluster: every member gives up its role, then the VIP is released.
+    DecommissionCluster { name: Name },
+    /// Takes a node out of the fleet, its role first.
+    TerminateNode { name: Name },
     /// Takes a node's role away; the entry stays until its daemon has undone it.
     UnassignRole { node: Name, force: bool },
     /// A daemon reports how far its role is.

@@ -171,6 +171,16 @@ pub fn drain_guard(
             ));
         }
     }
+    let own = |n: &Node, network| n.networks.get(&network).map(|a| [a.v6.to_string(), a.v4.to_string()]);
+    let fixed = state.clusters.get(&cluster).filter(|c| c.vip.is_none() && stop);
+    let endpoint = fixed.and_then(|c| Some((c.endpoint.as_deref()?, own(node, c.network)?)));
+    if let Some((url, addresses)) = endpoint
+        && addresses.iter().any(|a| endpoint_host(url) == a)
+    {
+        let why = format!("the cluster has no VIP and its endpoint is this server: {url}");
+        let next = format!("drain without --stop, or accept the outage: {force} --stop");
+        return Err(Rejection::new(RejectCode::Guarded, what, why, next));
+    }
     if stop {
         let (running, needed) = quorum_after(state, cluster, id, live);
         if running < needed {
@@ -184,6 +194,15 @@ pub fn drain_guard(
         }
     }
     Ok(())
+}
+
+/// Returns the host of an endpoint's URL, without the brackets of IPv6 (RFC 3986, section 3.2.2).
+fn endpoint_host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    match rest.strip_prefix('[').and_then(|r| r.split_once(']')) {
+        Some((v6, _)) => v6,
+        None => rest.split([':', '/']).next().unwrap_or_default(),
+    }
 }
 
 /// Tells whether a server's unassignment would leave its cluster's etcd without a quorum.

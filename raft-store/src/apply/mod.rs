@@ -4,6 +4,7 @@ mod clusters;
 pub mod codec;
 mod command;
 mod drains;
+mod ending;
 mod networks;
 mod nodes;
 mod phases;
@@ -110,6 +111,8 @@ impl Context<'_> {
             Command::AssignRole { node, role, cluster } => {
                 self.assign_role(node, *role, cluster.as_ref())
             }
+            Command::DecommissionCluster { name } => self.decommission(name),
+            Command::TerminateNode { name } => self.terminate(name),
             Command::UnassignRole { node, force } => self.unassign_role(node, *force),
             Command::ReportPhase(r) => self.report_phase(r),
             Command::ReportPods { node, expect, cidrs } => self.report_pods(*node, *expect, cidrs),

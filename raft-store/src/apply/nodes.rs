@@ -99,7 +99,8 @@ impl Context<'_> {
                 | Phase::Failed
                 | Phase::Stopped
         );
-        if cluster.secrets.is_some() && joined && !cluster.has_ghost(name) {
+        let lasts = cluster.status != ClusterStatus::Decommissioning;
+        if lasts && cluster.secrets.is_some() && joined && !cluster.has_ghost(name) {
             let addresses = networks.get(&cluster.network).copied();
             cluster.ghosts.push(Ghost { name: name.clone(), addresses });
         }
@@ -118,6 +119,9 @@ impl Context<'_> {
         let Some(cluster) = self.state.clusters.get(&id) else {
             return;
         };
+        if cluster.status == ClusterStatus::Decommissioning {
+            return;
+        }
         let active = cluster.status == ClusterStatus::Active;
         let founder = cluster.bootstrap.and_then(|b| self.state.nodes.get(&b));
         let founder_stays = founder.is_some_and(|n| n.server_in(id).is_some());
@@ -182,7 +186,7 @@ impl Context<'_> {
             return;
         };
         let (name, vip) = (cluster.name.clone(), cluster.vip);
-        if let Some(vip) = self.state.vips.remove(&vip) {
+        if let Some(vip) = vip.and_then(|id| self.state.vips.remove(&id)) {
             self.emit(
                 "system.sdwan.virtual_ip.released",
                 Severity::Medium,

@@ -8,7 +8,7 @@ use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
     Assignment, ClusterId, ClusterStatus, Generation, MoveReason, NodeId, Phase, Role, Severity,
-    Vip, overlap,
+    Vip, VipId, overlap,
 };
 
 impl Context<'_> {
@@ -19,6 +19,7 @@ impl Context<'_> {
         if before.leaving {
             if r.phase == Phase::Stopped {
                 self.finish_leaving(r.node, &before);
+                self.finish_termination(r.node)?;
             }
             return Ok(Change::Nothing);
         }
@@ -185,25 +186,7 @@ impl Context<'_> {
                 "instance": name, "version": r.version,
             }),
         );
-        let unfounded =
-            self.state.clusters.get(&cluster).is_some_and(|c| c.status != ClusterStatus::Active);
-        // A founder that took over from one that was lost takes the VIP as well.
-        let held = |v: &Vip| v.holder.is_some() && (!unfounded || v.holder == Some(r.node));
-        if self.state.vips.get(&vip).is_some_and(|v| !held(v)) {
-            self.give_vip(vip, r.node, MoveReason::Initial);
-            let v = &self.state.vips[&vip];
-            let payload = json!({
-                "vip": v.address.v6, "vip_v4": v.address.v4, "name": v.name,
-                "purpose": "k3s_api_endpoint", "cluster": cluster_name, "holder": name,
-            });
-            self.emit(
-                "system.sdwan.virtual_ip.allocated",
-                Severity::Low,
-                Some(r.node),
-                Some(cluster),
-                payload,
-            );
-        }
+        self.allocate_vip(r.node, cluster, vip);
         self.emit(
             "system.k3s.cluster.bootstrapped",
             Severity::Low,
@@ -214,6 +197,41 @@ impl Context<'_> {
             }),
         );
         Ok(())
+    }
+
+    /// Gives the VIP its first holder, or says that there is none and what that means.
+    fn allocate_vip(&mut self, node: NodeId, cluster: ClusterId, vip: Option<VipId>) {
+        let Some(c) = self.state.clusters.get(&cluster) else { return };
+        let unfounded = c.status != ClusterStatus::Active;
+        let (name, holder) = (c.name.clone(), self.state.name_of(node));
+        let Some(vip) = vip else {
+            let network = self.state.networks.get(&c.network).map(|n| n.name.clone());
+            let payload = json!({
+                "cluster": name, "api_endpoint": c.endpoint, "network": network,
+                "why": "the network has no VIP left: the endpoint is one server's own address and does not move",
+            });
+            let kind = "system.sdwan.virtual_ip.fallback_active";
+            self.emit(kind, Severity::High, Some(node), Some(cluster), payload);
+            return;
+        };
+        // A founder that took over from one that was lost takes the VIP as well.
+        let held = |v: &Vip| v.holder.is_some() && (!unfounded || v.holder == Some(node));
+        if self.state.vips.get(&vip).is_none_or(held) {
+            return;
+        }
+        self.give_vip(vip, node, MoveReason::Initial);
+        let v = &self.state.vips[&vip];
+        let payload = json!({
+            "vip": v.address.v6, "vip_v4": v.address.v4, "name": v.name,
+            "purpose": "k3s_api_endpoint", "cluster": name, "holder": holder,
+        });
+        self.emit(
+            "system.sdwan.virtual_ip.allocated",
+            Severity::Low,
+            Some(node),
+            Some(cluster),
+            payload,
+        );
     }
 
     fn activate(&mut self, cluster: ClusterId) {

@@ -275,6 +275,7 @@ impl Context<'_> {
                 networks: addresses.into_iter().collect(),
                 assignment: None,
                 drain: None,
+                terminating: false,
                 at,
             },
         );

@@ -21,8 +21,9 @@ pub struct Cluster {
     pub name: Name,
     /// The overlay that its members talk over.
     pub network: NetworkId,
-    /// Its API endpoint's address, reserved at creation because certificates name it.
-    pub vip: VipId,
+    /// Its API endpoint's address, reserved at creation because certificates name it; absent where the network
+    /// had none left, so that the endpoint is the first server's own address.
+    pub vip: Option<VipId>,
     /// How far its control plane is.
     pub status: ClusterStatus,
     /// The one server that founds it.
@@ -100,6 +101,8 @@ pub enum ClusterStatus {
     Active,
     /// The first server failed for a reason that a retry will not cure.
     Error,
+    /// Every member gives up its role; the cluster goes with the last of them.
+    Decommissioning,
 }
 
 /// An address that moves between a cluster's servers.

@@ -34,6 +34,9 @@ pub struct Node {
     pub assignment: Option<Assignment>,
     /// Set while it is being, or has been, emptied.
     pub drain: Option<Drain>,
+    /// Set when it is to leave the fleet as soon as its role is undone.
+    #[serde(default)]
+    pub terminating: bool,
     /// When it was admitted.
     pub at: UnixMillis,
 }

@@ -86,6 +86,22 @@ impl State {
         self.vips.values().find(|v| alias || v.name.as_str() == name)
     }
 
+    /// Returns a cluster's VIP, if it has one.
+    pub fn vip_of(&self, cluster: &Cluster) -> Option<&Vip> {
+        self.vips.get(&cluster.vip?)
+    }
+
+    /// Returns who does what one server must do for the whole cluster: the VIP's holder, or the first ready server.
+    pub fn spokesman(&self, cluster: &Cluster) -> Option<NodeId> {
+        match self.vip_of(cluster) {
+            Some(vip) => vip.holder,
+            None => {
+                let mut servers = self.servers(cluster.id).into_iter();
+                servers.find(|(_, a)| a.phase == Phase::Ready).map(|(n, _)| n.id)
+            }
+        }
+    }
+
     /// Returns a cluster's servers in the order of their assignment.
     pub fn servers(&self, cluster: ClusterId) -> Vec<(&Node, &Assignment)> {
         self.members(cluster, Role::K3sServer)

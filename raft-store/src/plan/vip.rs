@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::liveness::{Health, Liveness, Report};
 use crate::apply::Command;
-use crate::model::{DrainStep, MoveReason, NextHolder, Node, NodeId, Severity, State, Vip};
+use crate::model::{ClusterStatus, DrainStep, MoveReason, NextHolder, Node, NodeId, Severity, State, Vip};
 
 /// A holder whose API has not been ready for this long loses the VIP to one that is.
 pub(super) const UNREADY: Duration = Duration::from_secs(3);
@@ -111,6 +111,11 @@ fn standing(state: &State, vip: &Vip, holder: NodeId, seen: &Liveness, now: Inst
 /// the VIP when it has said that the address is on its device.
 pub(super) fn plan_vip(state: &State, vip: &Vip, seen: &Liveness, now: Instant) -> Option<Command> {
     let holder = vip.holder?;
+    // The VIP of a cluster that ends goes with it.
+    let ends = |c: &crate::model::Cluster| c.status == ClusterStatus::Decommissioning;
+    if state.clusters.get(&vip.cluster).is_some_and(ends) {
+        return None;
+    }
     let (expect, id) = (vip.generation, vip.id);
     let eligible = |node: NodeId| {
         state.nodes.get(&node).is_some_and(|n| refusal(state, vip, n, seen, now).is_none())

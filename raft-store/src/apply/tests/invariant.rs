@@ -88,13 +88,16 @@ fn assignments_point_somewhere(s: &State) {
 
 fn clusters_and_vips_are_paired(s: &State) {
     for c in s.clusters.values() {
-        let vip = s.vips.get(&c.vip).expect("the VIP is reserved at creation");
-        assert_eq!((vip.cluster, vip.network), (c.id, c.network));
+        if let Some(id) = c.vip {
+            let vip = s.vips.get(&id).expect("the VIP is reserved at creation");
+            assert_eq!((vip.cluster, vip.network), (c.id, c.network));
+        }
         let members = s.nodes.values().filter_map(|n| n.assignment.as_ref());
         let mut members = members.filter(|a| a.cluster == Some(c.id));
         assert!(members.next().is_some(), "cluster {} is empty", c.name);
     }
-    assert_eq!(s.vips.len(), s.clusters.len(), "a VIP outlived its cluster");
+    let reserved = s.clusters.values().filter(|c| c.vip.is_some()).count();
+    assert_eq!(s.vips.len(), reserved, "a VIP outlived its cluster");
 }
 
 /// At most one server founds a cluster, by construction; it must be one of its servers.
@@ -134,7 +137,7 @@ fn active_clusters_have_all_they_need(s: &State) {
     let active = |c: &&crate::model::Cluster| c.status == ClusterStatus::Active;
     for c in s.clusters.values().filter(active) {
         assert!(c.secrets.is_some() && c.endpoint.is_some(), "{c:?}");
-        let vip = &s.vips[&c.vip];
+        let Some(vip) = s.vip_of(c) else { continue };
         assert!(vip.holder.is_some(), "nobody holds {}", vip.name);
         let newest = vip.history.last().expect("a holder is recorded");
         assert_eq!(Some(newest.holder), vip.holder);
@@ -158,9 +161,10 @@ fn vips_never_go_back(before: &State, after: &State) {
 /// Only the loss of a member takes a cluster out of `Active`, never a report of progress.
 fn active_never_goes_back(before: &State, after: &State, command: &Command) {
     let loses_member = match command {
-        Command::AdmitNode { .. } | Command::RemoveNode { .. } | Command::UnassignRole { .. } => {
-            true
-        }
+        Command::AdmitNode { .. }
+        | Command::RemoveNode { .. }
+        | Command::TerminateNode { .. }
+        | Command::UnassignRole { .. } => true,
         Command::ReportPhase(r) => {
             let node = before.nodes.get(&r.node);
             node.and_then(|n| n.assignment.as_ref()).is_some_and(|a| a.leaving)
@@ -171,7 +175,9 @@ fn active_never_goes_back(before: &State, after: &State, command: &Command) {
         let was = before.clusters.get(&c.id).map(|c| c.status);
         if was == Some(ClusterStatus::Active) {
             assert_ne!(c.status, ClusterStatus::Bootstrapping);
-            assert!(c.status == ClusterStatus::Active || loses_member, "{c:?}");
+            let ends = matches!(command, Command::DecommissionCluster { .. })
+                && c.status == ClusterStatus::Decommissioning;
+            assert!(c.status == ClusterStatus::Active || loses_member || ends, "{c:?}");
         }
     }
 }

@@ -1,0 +1,103 @@
+//! The end of clusters and of nodes: roles first, then what carried them. Pure.
+
+use serde_json::json;
+
+use super::command::{Change, list};
+use super::reject::{RejectCode, Rejection};
+use super::{Applied, Context};
+use crate::model::{ClusterStatus, Name, NodeId, Severity};
+
+impl Context<'_> {
+    /// Lets every member of a cluster give up its role; the cluster and its VIP go with the last of them.
+    ///
+    /// Nobody is left to take servers out of etcd in order, nor anything in Kubernetes that would be worth it.
+    pub(super) fn decommission(&mut self, name: &Name) -> Applied {
+        let Some(cluster) = self.state.cluster_named(name) else {
+            let known = list(self.state.clusters.values().map(|c| &c.name));
+            return Err(Rejection::new(
+                RejectCode::NotFound,
+                format!("cluster {name} was not decommissioned"),
+                "there is no such cluster",
+                format!("clusters are: {known}"),
+            ));
+        };
+        let id = cluster.id;
+        if cluster.status == ClusterStatus::Decommissioning {
+            return Ok(Change::Cluster { id });
+        }
+        if let Some(c) = self.state.clusters.get_mut(&id) {
+            c.status = ClusterStatus::Decommissioning;
+            c.bootstrap = None;
+            c.ghosts.clear();
+        }
+        let member = |n: &&crate::model::Node| n.member_of(id).is_some();
+        let members: Vec<NodeId> = self.state.nodes.values().filter(member).map(|n| n.id).collect();
+        self.emit(
+            "system.k3s.cluster.decommissioning",
+            Severity::High,
+            None,
+            Some(id),
+            json!({ "cluster": name, "members": members.len(), "by": self.by }),
+        );
+        for node in members {
+            self.start_leaving(node);
+        }
+        self.settle_cluster(id);
+        Ok(Change::Cluster { id })
+    }
+
+    /// Marks a node's role as to be undone, and says so.
+    pub(super) fn start_leaving(&mut self, id: NodeId) {
+        let at = self.at;
+        let Some(a) = self.state.nodes.get_mut(&id).and_then(|n| n.assignment.as_mut()) else {
+            return;
+        };
+        a.leaving = true;
+        a.since = at;
+        let (cluster, module) = (a.cluster, a.role.module());
+        let name = self.state.name_of(id);
+        self.emit(
+            "system.k3s.module.unassigned",
+            Severity::Low,
+            Some(id),
+            cluster,
+            json!({ "instance": name, "module": module }),
+        );
+    }
+
+    /// Takes a node out of the fleet: at once where it has no role, else when its daemon has undone it.
+    pub(super) fn terminate(&mut self, name: &Name) -> Applied {
+        let id = self.node_id(name)?;
+        if self.state.nodes.len() == 1 {
+            let why = "it is the fleet's last node";
+            let next = "to give the fleet up, stop the daemon and delete its state folder";
+            let what = format!("node {name} was not terminated");
+            return Err(Rejection::new(RejectCode::Guarded, what, why, next));
+        }
+        if self.state.nodes[&id].terminating {
+            return Ok(Change::Nothing);
+        }
+        self.unassign_role(name, false)?;
+        if let Some(node) = self.state.nodes.get_mut(&id) {
+            node.terminating = true;
+        }
+        self.emit(
+            "system.node.terminating",
+            Severity::Medium,
+            Some(id),
+            None,
+            json!({ "node": name, "by": self.by }),
+        );
+        self.finish_termination(id)?;
+        Ok(Change::Nothing)
+    }
+
+    /// Removes a node that is to leave and has no role any more.
+    pub(super) fn finish_termination(&mut self, id: NodeId) -> Result<(), Rejection> {
+        let done = |n: &&crate::model::Node| n.terminating && n.assignment.is_none();
+        let Some(name) = self.state.nodes.get(&id).filter(done).map(|n| n.name.clone()) else {
+            return Ok(());
+        };
+        self.retire(&name, "terminated").map(drop)
+    }
+}
