@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::common::{Lab, skip};
 
 const VERSION: &str = "v1.9.3";
-const SOCKET: &str = "/run/skein/skein.sock";
+const SOCKET: &str = "unix:///run/skein/skein.sock";
 
 /// Where built things are kept between runs, as the lab does.
 fn cache() -> PathBuf {
@@ -55,7 +55,7 @@ fn a_foreign_client_finds_its_way_by_reflection_on_the_socket() {
     let Some(grpcurl) = grpcurl() else { return };
     let Some(lab) = Lab::rehearsal("grpcurl", 1, 1) else { return };
     let call = |rest: &[&str]| {
-        let full = [&[grpcurl.as_str(), "-plaintext", "-unix"], rest].concat();
+        let full = [&[grpcurl.as_str(), "-plaintext"], rest].concat();
         lab.exec("n2", &full)
     };
     let listed = words(&call(&[SOCKET, "list"]));

@@ -206,7 +206,13 @@ fn the_other_goes_on(name: &str, from: &str, take_out: &[&str]) {
     let Some(lab) = Lab::up(name, 1, 1, &["--k3s", "rehearsal", "--no-cluster"]) else {
         return;
     };
-    assert_eq!(voters(&lab, "n2").unwrap(), ["n1"]);
+    wait_for("both are ready, and n1 votes alone", 20, || {
+        let status = lab.ask("n2", &["status"])?;
+        let ready = status["nodes"].as_array().into_iter().flatten();
+        let ready = ready.filter(|n| n["state"] == "ready").count();
+        let fine = ready == 2 && texts(&status["voters"]) == ["n1"];
+        if fine { Ok(()) } else { Err(status.to_string()) }
+    });
     lab.run(from, take_out);
     wait_for("n2 is a fleet of one", 30, || {
         let status = lab.ask("n2", &["status"])?;
