@@ -103,6 +103,15 @@ pub fn lost_holders(vip: &Vip, known: Generation) -> Vec<NodeId> {
     lost.map(|w| w[0].holder).collect()
 }
 
+/// Returns where a cluster's API is to be reached: its VIP, or the founder itself where it has none.
+pub fn endpoint_addresses(state: &State, cluster: &Cluster, founder: NodeId) -> Vec<IpAddr> {
+    if let Some(vip) = state.vip_of(cluster) {
+        return vip.addresses().to_vec();
+    }
+    let own = state.nodes.get(&founder).and_then(|n| n.networks.get(&cluster.network));
+    own.into_iter().flat_map(|a| a.both()).collect()
+}
+
 /// What K3s' spec is made from, beside the state.
 pub struct K3sInputs<'a> {
     /// This node.

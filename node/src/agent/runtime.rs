@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Shared;
 use super::founding;
 use crate::env::Env;
-use crate::project::{Founding, K3sInputs, k3s_spec};
+use crate::project::{Founding, K3sInputs, endpoint_addresses, k3s_spec};
 
 /// The shortest pause between two turns.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -146,10 +146,9 @@ impl<E: Env> K3sAgent<E> {
             k3s::Phase::Failed { reason } => Some(reason.clone()),
             _ => None,
         };
-        let vips =
-            cluster.and_then(|c| state.vips.get(&c.vip)).map(raft_store::model::Vip::addresses);
         let version = turn.version.as_deref().and_then(k3s::Version::parse);
-        let endpoint = vips.and_then(|v| k3s::endpoint(&v, version.as_ref()));
+        let addresses = cluster.map(|c| endpoint_addresses(state, c, self.shared.me));
+        let endpoint = addresses.and_then(|a| k3s::endpoint(&a, version.as_ref()));
         let report = ReportPhase {
             node: self.shared.me,
             order: a.order,

@@ -35,7 +35,7 @@ pub struct Node {
     /// Set while it is being, or has been, emptied.
     pub drain: Option<Drain>,
     /// Set when it is to leave the fleet as soon as its role is undone.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub terminating: bool,
     /// When it was admitted.
     pub at: UnixMillis,

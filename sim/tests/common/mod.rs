@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part of it")]
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -126,6 +126,26 @@ pub fn wait_for<T>(what: &str, seconds: u64, mut look: impl FnMut() -> Result<T,
     }
 }
 
+/// Checks that a command was refused with `code` and in three lines: what failed, why, what to run next.
+/// Returns the why.
+pub fn refused(out: &Output, code: i32) -> String {
+    let words = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(code), "{}", text(out));
+    let lines: Vec<&str> = words.lines().collect();
+    let part = |at: usize, label: &str| {
+        let rest = lines.get(at).and_then(|line| line.strip_prefix(label)).map(str::trim);
+        rest.filter(|r| !r.is_empty()).unwrap_or_else(|| panic!("no {label:?} in {words}"))
+    };
+    let (_, why, _) = (part(0, "error:"), part(1, "why:"), part(2, "next:"));
+    assert_eq!(lines.len(), 3, "three lines: {words}");
+    why.to_owned()
+}
+
+/// The texts of a JSON list.
+pub fn texts(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
 impl Lab {
     /// A name of its own for the lab, and the turn; nothing is made yet. None where no lab can be had.
     pub fn reserve(name: &str) -> Option<Self> {
@@ -228,6 +248,17 @@ impl Lab {
             .find(|h| h["name"] == name)
             .cloned()
             .unwrap_or_else(|| panic!("{name} in {status}"))
+    }
+
+    /// The folder of a host's disk.
+    pub fn disk(&self, name: &str) -> PathBuf {
+        Path::new(self.host(name)["dir"].as_str().expect("a folder")).join("disk")
+    }
+
+    /// What a host's daemon has written so far.
+    pub fn log(&self, name: &str) -> String {
+        let path = self.disk(name).join("var/log/skein.log");
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
     /// The VIP as a host sees it.

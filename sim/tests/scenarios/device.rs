@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use crate::common::{Lab, have, wait_for};
 
 /// A machine on the lab's wire that runs no daemon. It goes with the lab.
-struct Device {
+pub(crate) struct Device {
     netns: String,
     interface: &'static str,
 }
@@ -19,7 +19,7 @@ fn run(program: &str, args: &[&str]) -> Output {
 }
 
 impl Device {
-    fn plug(lab: &str, address: &str) -> Self {
+    pub(crate) fn plug(lab: &str, address: &str) -> Self {
         let netns = format!("skein-{lab}-dev");
         let wire = format!("skein-{lab}-wire");
         run("ip", &["netns", "add", &netns]);
@@ -37,7 +37,7 @@ impl Device {
         Self { netns, interface: "wgdev" }
     }
 
-    fn inside(&self, args: &[&str]) -> Output {
+    pub(crate) fn inside(&self, args: &[&str]) -> Output {
         let full = [&["netns", "exec", &self.netns], args].concat();
         Command::new("ip").args(full).stdin(Stdio::null()).output().expect("ip runs")
     }

@@ -7,10 +7,20 @@
     reason = "a test that meets what it did not expect ends"
 )]
 
+mod acknowledged;
 #[path = "../common/mod.rs"]
 mod common;
 mod device;
 mod flows;
+mod foreign;
+mod http;
 mod life;
+mod members;
 mod network;
+mod operators;
+mod roles;
+mod secrets;
+mod surface;
+mod tickets;
 mod vip;
+mod voters;

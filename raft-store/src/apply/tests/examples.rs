@@ -43,6 +43,8 @@ fn kind(c: &Command) -> &'static str {
         Command::CreateCluster(_) => "create_cluster",
         Command::AssignRole { .. } => "assign_role",
         Command::UnassignRole { .. } => "unassign_role",
+        Command::DecommissionCluster { .. } => "decommission_cluster",
+        Command::TerminateNode { .. } => "terminate_node",
         Command::ReportPhase(_) => "report_phase",
         Command::ReportPods { .. } => "report_pods",
         Command::Drain { .. } => "drain",
@@ -111,6 +113,8 @@ fn cluster_commands() -> Vec<Command> {
         }),
         Command::AssignRole { node: name("n4"), role: Role::K3sAgent, cluster: Some(name("lab")) },
         Command::UnassignRole { node: name("n4"), force: false },
+        Command::DecommissionCluster { name: name("lab") },
+        Command::TerminateNode { name: name("n4") },
         Command::ReportPhase(ReportPhase {
             node: NodeId(1),
             order: 12 << 10,

@@ -278,7 +278,7 @@ impl World {
     }
 
     pub(crate) fn vip(&self, cluster: &str) -> &Vip {
-        &self.state.vips[&self.cluster(cluster).vip]
+        self.state.vip_of(self.cluster(cluster)).unwrap()
     }
 
     pub(crate) fn holder(&self) -> String {

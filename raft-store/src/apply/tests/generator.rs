@@ -161,6 +161,8 @@ fn clusters() -> impl Strategy<Value = Command> {
         2 => create,
         4 => assign.prop_map(|(node, role, cluster)| Command::AssignRole { node, role, cluster }),
         1 => unassign.prop_map(|(node, force)| Command::UnassignRole { node, force }),
+        1 => any_name().prop_map(|name| Command::DecommissionCluster { name }),
+        1 => node_name().prop_map(|name| Command::TerminateNode { name }),
         1 => ghost.prop_map(|(c, name)| Command::ForgetGhost { cluster: ClusterId(c), name }),
     ]
 }
