@@ -84,6 +84,15 @@ impl<D: Daemon> Clusters for Api<D> {
         let kubeconfig = kubeconfig.map_err(not_ready)?;
         Ok(Response::new(proto::Kubeconfig { kubeconfig, api_endpoint: endpoint.clone() }))
     }
+
+    async fn decommission(
+        &self,
+        request: Request<proto::DecommissionRequest>,
+    ) -> Answer<proto::DecommissionResponse> {
+        let command = Command::DecommissionCluster { name: name(&request.get_ref().name)? };
+        self.propose(&request, "", command).await?;
+        Ok(Response::new(proto::DecommissionResponse {}))
+    }
 }
 
 #[tonic::async_trait]

@@ -21,6 +21,15 @@ pub(super) fn find<'a>(read: &'a Read, text: &str) -> Result<&'a Node, Status> {
     found.ok_or_else(|| not_found("node", text, &list(state.nodes.values().map(|n| &n.name))))
 }
 
+impl<D: Daemon> Api<D> {
+    /// The state machine judges by what is agreed; who answers is known only here.
+    async fn check_unassign(&self, node: &str) -> Result<(), Status> {
+        let read = self.scene(None).await?;
+        let node = find(&read, node)?;
+        unassign_guard(read.state(), node.id, &|id| read.scene().serves(id)).map_err(from_rejection)
+    }
+}
+
 #[tonic::async_trait]
 impl<D: Daemon> Nodes for Api<D> {
     async fn list(
@@ -52,6 +61,16 @@ impl<D: Daemon> Nodes for Api<D> {
         Ok(Response::new(proto::RemoveNodeResponse {}))
     }
 
+    async fn terminate(
+        &self,
+        request: Request<proto::TerminateNodeRequest>,
+    ) -> Answer<proto::TerminateNodeResponse> {
+        let r = request.get_ref();
+        self.check_unassign(&r.name).await?;
+        self.propose(&request, "", Command::TerminateNode { name: name(&r.name)? }).await?;
+        Ok(Response::new(proto::TerminateNodeResponse {}))
+    }
+
     async fn assign_role(
         &self,
         request: Request<proto::AssignRoleRequest>,
@@ -77,10 +96,7 @@ impl<D: Daemon> Nodes for Api<D> {
     ) -> Answer<proto::UnassignRoleResponse> {
         let r = request.get_ref();
         if !r.force {
-            let read = self.scene(None).await?;
-            let node = find(&read, &r.node)?;
-            let serves = |id| read.scene().serves(id);
-            unassign_guard(read.state(), node.id, &serves).map_err(from_rejection)?;
+            self.check_unassign(&r.node).await?;
         }
         let command = Command::UnassignRole { node: name(&r.node)?, force: r.force };
         self.propose(&request, "", command).await?;

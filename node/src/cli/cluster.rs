@@ -45,6 +45,21 @@ pub(super) enum ClusterCommand {
         /// Its name.
         name: String,
     },
+    /// End a cluster: K3s and its data are removed from all members, the VIP is released, the machines stay.
+    #[command(alias = "rm")]
+    Decommission {
+        /// Its name.
+        name: String,
+        /// Do not ask for the name again.
+        #[arg(short, long)]
+        yes: bool,
+        /// Return at once instead of when it is gone.
+        #[arg(long)]
+        no_wait: bool,
+        /// How long to wait.
+        #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+    },
 }
 
 pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result {
@@ -95,8 +110,40 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result {
             let cluster = client.get(request).await?.into_inner();
             output::show(global, &cluster, || print_cluster(&cluster));
         }
+        ClusterCommand::Decommission { name, yes, no_wait, timeout } => {
+            output::confirm(yes, &name, &format!("cluster {name} with all that it runs and stores"))?;
+            client.decommission(proto::DecommissionRequest { name: name.clone() }).await?;
+            if no_wait {
+                output::note(format!("{name} is being decommissioned: skein cluster show {name}"));
+            } else {
+                wait_gone(global, &name, timeout).await?;
+            }
+        }
     }
     Ok(())
+}
+
+async fn wait_gone(global: &Global, name: &str, limit: Duration) -> Result {
+    let mut client = global.clusters().await?;
+    let started = Instant::now();
+    let mut progress = Progress::default();
+    loop {
+        let request = proto::ListClustersRequest { read: None };
+        let list = client.list(request).await?.into_inner();
+        let Some(cluster) = list.clusters.iter().find(|c| c.name == name) else {
+            progress.end();
+            output::note(format!("cluster {name} is gone, its VIP is released, its machines are free"));
+            return Ok(());
+        };
+        let waits = cluster.waiting_for.first().cloned().unwrap_or_else(|| cluster.status.clone());
+        if started.elapsed() > limit {
+            let what = format!("cluster {name} is not gone yet");
+            let next = format!("skein cluster show {name}; a lost machine: skein node rm NODE --force");
+            return Err(ApiError::from(detail("timeout", what, waits, next)));
+        }
+        progress.show(&format!("{:>4} s  {waits}", started.elapsed().as_secs()));
+        sleep(POLL).await;
+    }
 }
 
 async fn wait(global: &Global, name: &str, limit: Duration) -> Result {

@@ -33,6 +33,20 @@ pub(super) enum NodeCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Take a node out of the fleet, its role first: VIPs move, K3s is removed, its identity ends.
+    Terminate {
+        /// The node.
+        node: String,
+        /// Do not ask for the name again.
+        #[arg(short, long)]
+        yes: bool,
+        /// Return at once instead of when it is out.
+        #[arg(long)]
+        no_wait: bool,
+        /// How long to wait.
+        #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+    },
     /// Take this very machine out of the fleet.
     Leave {
         /// Also if it has a role still.
@@ -92,6 +106,15 @@ pub(super) async fn run(global: &Global, command: NodeCommand) -> Result {
             client.remove(proto::RemoveNodeRequest { name: node.clone(), force }).await?;
             output::note(format!("{node} is removed; its identity stays refused"));
         }
+        NodeCommand::Terminate { node, yes, no_wait, timeout } => {
+            output::confirm(yes, &node, &format!("node {node} from the fleet, and its K3s"))?;
+            client.terminate(proto::TerminateNodeRequest { name: node.clone() }).await?;
+            if no_wait {
+                output::note(format!("{node} is being terminated: skein node show {node}"));
+            } else {
+                wait_out(global, &node, timeout).await?;
+            }
+        }
         NodeCommand::Leave { force } => leave(global, force).await?,
         NodeCommand::Assign { node, role, cluster } => {
             let request = proto::AssignRoleRequest {
@@ -113,6 +136,27 @@ pub(super) async fn run(global: &Global, command: NodeCommand) -> Result {
         }
     }
     Ok(())
+}
+
+async fn wait_out(global: &Global, name: &str, limit: Duration) -> Result {
+    let mut client = global.nodes().await?;
+    let until = Instant::now() + limit;
+    let mut progress = Progress::default();
+    loop {
+        let list = client.list(proto::ListNodesRequest { read: None }).await?.into_inner();
+        let Some(node) = list.nodes.iter().find(|n| n.name == name) else {
+            progress.end();
+            output::note(format!("{name} is out of the fleet; its identity stays refused"));
+            return Ok(());
+        };
+        if Instant::now() > until {
+            let what = format!("{name} is not out yet");
+            let next = format!("skein node show {name}; a lost machine: skein node rm {name} --force");
+            return Err(ApiError::from(detail("timeout", what, node.waiting_for.clone(), next)));
+        }
+        progress.show(&format!("{name}: {}", node.waiting_for));
+        sleep(POLL).await;
+    }
 }
 
 async fn leave(global: &Global, force: bool) -> Result {

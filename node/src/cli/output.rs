@@ -5,6 +5,7 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use api::client::ApiError;
+use api::status::detail;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
@@ -32,6 +33,27 @@ pub(super) fn raw(text: &str) {
 /// Prints a note that is no data.
 pub(super) fn note(text: impl std::fmt::Display) {
     eprintln!("{text}");
+}
+
+/// Makes sure that a destructive command is meant: `--yes`, or the name typed again.
+///
+/// # Errors
+/// When it is not, or nobody can be asked.
+pub(super) fn confirm(yes: bool, name: &str, loses: &str) -> Result<(), ApiError> {
+    if yes {
+        return Ok(());
+    }
+    let refused = |why: String| {
+        let next = format!("run it again with --yes, or type {name} when asked");
+        ApiError::from(detail("guarded", format!("{name} was not touched"), why, next))
+    };
+    if !std::io::stdin().is_terminal() {
+        return Err(refused(format!("this would remove {loses}, and nobody can be asked here")));
+    }
+    eprint!("This removes {loses}. Type {name} to go on: ");
+    let mut typed = String::new();
+    let _ = std::io::stdin().read_line(&mut typed);
+    if typed.trim() == name { Ok(()) } else { Err(refused("the name was not typed".into())) }
 }
 
 fn colour() -> bool {

@@ -153,22 +153,46 @@ impl Mesh for LinuxMesh {
     }
 
     fn metrics(&self) -> String {
-        use std::fmt::Write as _;
-        let mut text = String::new();
-        for mesh in self.0.status() {
-            for peer in &mesh.peers {
-                let labels = format!("network=\"{}\",peer=\"{}\"", mesh.network, peer.name);
-                let _ = writeln!(text, "skein_peer_received_bytes{{{labels}}} {}", peer.rx_bytes);
-                let _ = writeln!(text, "skein_peer_sent_bytes{{{labels}}} {}", peer.tx_bytes);
-                if let Some(age) = peer.handshake_age {
-                    let _ = writeln!(
-                        text,
-                        "skein_peer_handshake_age_seconds{{{labels}}} {}",
-                        age.as_secs()
-                    );
-                }
-            }
-        }
-        text
+        metrics(&self.0.status())
     }
+}
+
+/// Writes what the overlays counted, each metric's lines together, as Prometheus' text format 0.0.4 wants it.
+fn metrics(meshes: &[sdwan::MeshStatus]) -> String {
+    let mut text = String::new();
+    let peers = || meshes.iter().flat_map(|m| m.peers.iter().map(move |p| (m, p)));
+    let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
+        use std::fmt::Write as _;
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(text, "{name}{{{labels}}} {value}");
+        }
+    };
+    let of_peers = |value: fn(&sdwan::PeerStatus) -> Option<u64>| -> Vec<(String, u64)> {
+        let labels = |m: &sdwan::MeshStatus, p: &sdwan::PeerStatus| {
+            format!("network=\"{}\",peer=\"{}\"", m.network, p.name)
+        };
+        peers().filter_map(|(m, p)| Some((labels(m, p), value(p)?))).collect()
+    };
+    let received = of_peers(|p| Some(p.rx_bytes));
+    family("skein_peer_received_bytes", "counter", "Bytes received from a peer.", received);
+    let sent = of_peers(|p| Some(p.tx_bytes));
+    family("skein_peer_sent_bytes", "counter", "Bytes sent to a peer.", sent);
+    let ages = of_peers(|p| p.handshake_age.map(|age| age.as_secs()));
+    let help = "Seconds since the last handshake with a peer.";
+    family("skein_peer_handshake_age_seconds", "gauge", help, ages);
+    let drops = meshes.iter().flat_map(|m| {
+        let d = &m.drops;
+        let all = [
+            ("unroutable", d.unroutable),
+            ("no_endpoint", d.no_endpoint),
+            ("refused", d.refused),
+            ("spoofed", d.spoofed),
+            ("malformed", d.malformed),
+        ];
+        all.map(|(why, n)| (format!("network=\"{}\",reason=\"{why}\"", m.network), n))
+    });
+    let help = "Packets that the overlay dropped, by reason.";
+    family("skein_overlay_dropped_packets", "counter", help, drops.collect());
+    text
 }

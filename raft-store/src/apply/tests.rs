@@ -4,6 +4,7 @@ mod admission;
 mod assignments;
 mod codec;
 mod drains;
+mod ending;
 mod examples;
 pub(crate) mod fixture;
 pub(crate) mod generator;

@@ -160,7 +160,7 @@ impl Context<'_> {
             let same = known.wireguard == new.wireguard
                 && known.sealing == new.sealing
                 && known.name == new.name;
-            if same && ticket_with(self.state, ticket, digest).is_some_and(|t| t.lives(self.at)) {
+            if same && ticket_with(self.state, ticket, digest).is_some_and(|t| !t.revoked) {
                 return Ok(Change::Node { id: known.id });
             }
         }
@@ -339,7 +339,7 @@ pub fn redeemable(
     at: UnixMillis,
 ) -> Result<(), Rejection> {
     let again = state.node_by_uuid(uuid).is_some()
-        && ticket_with(state, id, digest).is_some_and(|t| t.lives(at));
+        && ticket_with(state, id, digest).is_some_and(|t| !t.revoked);
     if again { Ok(()) } else { check_ticket(state, id, digest, at).map(drop) }
 }
 

@@ -78,11 +78,6 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Tells whether the ticket is neither withdrawn nor too old; it may be used up.
-    pub fn lives(&self, now: UnixMillis) -> bool {
-        !self.revoked && now < self.expires
-    }
-
     /// Returns how the ticket stands at `now`: `valid`, `used`, `expired` or `revoked`.
     pub fn standing(&self, now: UnixMillis) -> &'static str {
         if self.revoked {

@@ -60,6 +60,9 @@ fn kind(c: &Command) -> &'static str {
 fn commands() -> Vec<Command> {
     let mut all = fleet_commands();
     all.extend(cluster_commands());
+    // At the end, since the requests of those above are numbered in their golden files.
+    all.push(Command::DecommissionCluster { name: name("lab") });
+    all.push(Command::TerminateNode { name: name("n4") });
     all
 }
 
@@ -113,8 +116,6 @@ fn cluster_commands() -> Vec<Command> {
         }),
         Command::AssignRole { node: name("n4"), role: Role::K3sAgent, cluster: Some(name("lab")) },
         Command::UnassignRole { node: name("n4"), force: false },
-        Command::DecommissionCluster { name: name("lab") },
-        Command::TerminateNode { name: name("n4") },
         Command::ReportPhase(ReportPhase {
             node: NodeId(1),
             order: 12 << 10,

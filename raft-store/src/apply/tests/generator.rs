@@ -158,12 +158,12 @@ fn clusters() -> impl Strategy<Value = Command> {
     let unassign = (node_name(), any::<bool>());
     let ghost = (0u64..8, node_name());
     prop_oneof![
-        2 => create,
-        4 => assign.prop_map(|(node, role, cluster)| Command::AssignRole { node, role, cluster }),
-        1 => unassign.prop_map(|(node, force)| Command::UnassignRole { node, force }),
+        8 => create,
+        16 => assign.prop_map(|(node, role, cluster)| Command::AssignRole { node, role, cluster }),
+        4 => unassign.prop_map(|(node, force)| Command::UnassignRole { node, force }),
         1 => any_name().prop_map(|name| Command::DecommissionCluster { name }),
         1 => node_name().prop_map(|name| Command::TerminateNode { name }),
-        1 => ghost.prop_map(|(c, name)| Command::ForgetGhost { cluster: ClusterId(c), name }),
+        4 => ghost.prop_map(|(c, name)| Command::ForgetGhost { cluster: ClusterId(c), name }),
     ]
 }
 
