@@ -8,13 +8,14 @@ use nix::unistd::geteuid;
 use super::fleet::Progress;
 use super::store::{self, HostRecord, Lab};
 use super::{Result, cgroup, faults, fleet, host, runtime, say, status, wire};
+use crate::bench::Bench;
 
 /// `skein-sim lab`.
 #[derive(Debug, Args)]
 pub struct LabArgs {
-    /// The lab's name; several may run side by side.
-    #[arg(long, global = true, default_value = "lab")]
-    name: String,
+    /// The lab's name; several may run side by side [default: lab, for a bench: bench]
+    #[arg(long, global = true)]
+    name: Option<String>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -23,6 +24,14 @@ pub struct LabArgs {
 enum Format {
     Table,
     Json,
+}
+
+/// How far `up` goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    Hosts,
+    Members,
+    Cluster,
 }
 
 #[derive(Debug, Subcommand)]
@@ -44,6 +53,9 @@ enum Verb {
         /// Stop after the daemons are members: no cluster.
         #[arg(long)]
         no_cluster: bool,
+        /// Stop after the hosts have booted: no daemons.
+        #[arg(long)]
+        no_daemons: bool,
     },
     /// Show hosts, daemons, addresses, pids and state folders.
     Status {
@@ -117,6 +129,9 @@ enum Verb {
         #[arg(allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Measure on a lab of its own, which is removed in the end.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Remove the lab and everything that it made.
     Down,
 }
@@ -126,14 +141,15 @@ enum Verb {
 /// # Errors
 /// In words, with what to do next.
 pub fn run(args: LabArgs) -> std::result::Result<u8, String> {
-    check_name(&args.name)?;
+    let usual = if matches!(args.verb, Verb::Bench(_)) { "bench" } else { "lab" };
+    let name = args.name.unwrap_or_else(|| usual.into());
+    check_name(&name)?;
     if !geteuid().is_root() {
         return Err(
             "a lab makes namespaces and network devices, which only root may do; run it with sudo"
                 .into(),
         );
     }
-    let name = args.name;
     match args.verb {
         Verb::Exec { host, command } => return exec(&name, &host, &command),
         Verb::Drain { host, options } => {
@@ -145,6 +161,7 @@ pub fn run(args: LabArgs) -> std::result::Result<u8, String> {
             status::show(&Lab::require(&name)?, output == Format::Json);
             return Ok(0);
         }
+        Verb::Bench(bench) => return crate::bench::run(&name, &bench),
         verb => change(&name, verb)?,
     }
     Ok(0)
@@ -177,8 +194,15 @@ fn any_host(name: &str) -> Result<String> {
 fn change(name: &str, verb: Verb) -> Result<()> {
     let _lock = store::lock(name)?;
     match verb {
-        Verb::Up { servers, workers, k3s, images, no_cluster } => {
-            return up(name, (servers, workers), &k3s, images, no_cluster);
+        Verb::Up { servers, workers, k3s, images, no_cluster, no_daemons } => {
+            let stop = if no_daemons {
+                Stop::Hosts
+            } else if no_cluster {
+                Stop::Members
+            } else {
+                Stop::Cluster
+            };
+            return up(name, (servers, workers), &k3s, images, stop);
         }
         Verb::Down => return down(name),
         _ => {}
@@ -208,6 +232,7 @@ fn change(name: &str, verb: Verb) -> Result<()> {
         Verb::Up { .. }
         | Verb::Down
         | Verb::Exec { .. }
+        | Verb::Bench(_)
         | Verb::Drain { .. }
         | Verb::Status { .. } => {}
     }
@@ -216,7 +241,7 @@ fn change(name: &str, verb: Verb) -> Result<()> {
 
 fn boot_member(lab: &Lab, h: &HostRecord) -> Result<()> {
     host::boot(lab, h)?;
-    fleet::start_daemon(lab, h)
+    if lab.daemons { fleet::start_daemon(lab, h) } else { Ok(()) }
 }
 
 fn wipe(lab: &Lab, h: &HostRecord) -> Result<()> {
@@ -254,7 +279,7 @@ fn up(
     (servers, workers): (u8, u8),
     k3s: &str,
     images: Option<PathBuf>,
-    no_cluster: bool,
+    stop: Stop,
 ) -> Result<()> {
     if servers == 0 || u16::from(servers) + u16::from(workers) > 50 {
         return Err("--servers must be at least 1, and at most 50 hosts fit".into());
@@ -290,6 +315,7 @@ fn up(
                 skein,
                 images,
                 servers: servers.into(),
+                daemons: stop != Stop::Hosts,
                 hosts,
             }
         }
@@ -299,8 +325,12 @@ fn up(
         progress.show(&format!("host {} to boot", h.name));
         host::boot(&lab, h)?;
     }
+    if !lab.daemons {
+        progress.end();
+        return Ok(());
+    }
     fleet::members(&lab, &mut progress)?;
-    if !no_cluster {
+    if stop == Stop::Cluster {
         fleet::cluster(&lab, &mut progress)?;
     }
     progress.end();

@@ -7,6 +7,7 @@
     reason = "a test that meets what it did not expect ends"
 )]
 
+mod bench;
 #[path = "../common/mod.rs"]
 mod common;
 mod device;
