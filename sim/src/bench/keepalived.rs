@@ -17,6 +17,10 @@ const CONFIG: &str = "/run/keepalived.conf";
 /// What it holds is added to the priority.
 const TRACKED: &str = "/run/keepalived.weight";
 
+const CUT_ARP: &str = "table arp bench { \
+    chain in { type filter hook input priority 0; policy drop; }; \
+    chain out { type filter hook output priority 0; policy drop; }; }";
+
 /// One VIP of theirs.
 struct Instance {
     advert: &'static str,
@@ -49,7 +53,10 @@ pub(super) struct Pair {
 impl Pair {
     /// Makes hosts without daemons, and keepalived on two of them.
     pub(super) fn up(name: &str) -> Result<Self, String> {
-        let lab = Lab::up(name, &["--servers", "2", "--workers", "1", "--k3s", "rehearsal", "--no-daemons"])?;
+        let lab = Lab::up(
+            name,
+            &["--servers", "2", "--workers", "1", "--k3s", "rehearsal", "--no-daemons"],
+        )?;
         let address = lab.address(CLIENT, "eth0", false)?;
         let (prefix, _) = address.rsplit_once('.').ok_or("an IPv4 address")?;
         let pair = Self { prefix: prefix.to_owned(), lab };
@@ -123,7 +130,11 @@ impl Pair {
             Case::Kill | Case::HolderAndLeader => self.lab.verb(&["kill", HOLDER]).map(drop),
             Case::Crash => self.lab.verb(&["crash", HOLDER]).map(drop),
             Case::Pause => self.signal("STOP"),
-            Case::Cut => self.lab.verb(&["cut", HOLDER]).map(drop),
+            Case::Cut => {
+                // Their address is found by ARP, which the lab's cut lets through: cut off is cut off.
+                self.lab.run(HOLDER, &["nft", CUT_ARP])?;
+                self.lab.verb(&["cut", HOLDER]).map(drop)
+            }
         }
     }
 
@@ -135,7 +146,10 @@ impl Pair {
                 self.start(HOLDER)
             }
             Case::Pause => self.signal("CONT"),
-            Case::Cut => self.lab.verb(&["heal"]).map(drop),
+            Case::Cut => {
+                self.lab.run(HOLDER, &["nft", "delete table arp bench"])?;
+                self.lab.verb(&["heal"]).map(drop)
+            }
         }
     }
 

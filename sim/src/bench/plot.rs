@@ -9,7 +9,7 @@ use super::trial::{Case, Outcome};
 const PANEL: (f64, f64) = (380.0, 250.0);
 const MARGIN: (f64, f64, f64, f64) = (46.0, 16.0, 34.0, 34.0);
 const COLUMNS: usize = 2;
-const HEAD: f64 = 64.0;
+const HEAD: f64 = 80.0;
 /// The axis is logarithmic between these, in milliseconds; what is below stands at its left end.
 const AXIS: (f64, f64) = (10.0, 100_000.0);
 const TICKS: [(f64, &str); 5] = [
@@ -42,20 +42,20 @@ pub fn svg(outcome: &Outcome) -> String {
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
     );
     let setting = &outcome.setting;
-    let title = format!(
-        "Time without an answer: share of trials that were back by then ({}, commit {}, K3s: {})",
-        setting.date, setting.commit, setting.k3s
-    );
-    label(&mut text, (12.0, 18.0), "start", &title);
+    let title = "Time without an answer: share of trials that were back by then";
+    label(&mut text, (12.0, 18.0), "start", title);
+    let about = format!("{}, commit {}, K3s {}", setting.date, setting.commit, setting.k3s);
+    label(&mut text, (12.0, 34.0), "start", &about);
     for (i, name) in names.iter().enumerate() {
         let x = 12.0 + 248.0 * to_f64(i % 3);
-        let y = 36.0 + 16.0 * to_f64(i / 3);
+        let y = 52.0 + 16.0 * to_f64(i / 3);
         let _ = writeln!(
             text,
-            "<line x1=\"{x:.0}\" y1=\"{0:.0}\" x2=\"{1:.0}\" y2=\"{0:.0}\" stroke=\"{2}\" stroke-width=\"2\"/>",
+            "<line x1=\"{x:.0}\" y1=\"{0:.0}\" x2=\"{1:.0}\" y2=\"{0:.0}\" stroke=\"{2}\" stroke-width=\"{3:.1}\"/>",
             y - 4.0,
             x + 20.0,
-            colour(i)
+            colour(i),
+            breadth(i)
         );
         label(&mut text, (x + 26.0, y), "start", name);
     }
@@ -74,6 +74,11 @@ fn to_f64(n: usize) -> f64 {
 
 fn colour(index: usize) -> &'static str {
     COLOURS[index % COLOURS.len()]
+}
+
+/// The later a curve is drawn, the narrower, so that what lies below equal ones shows.
+fn breadth(index: usize) -> f64 {
+    (6.0 - 1.1 * to_f64(index)).max(1.2)
 }
 
 fn name(system: &str, clock: Clock) -> String {
@@ -151,9 +156,10 @@ fn panel(text: &mut String, at: (f64, f64), case: Case, curves: &[Curve], names:
         }
         let _ = writeln!(
             text,
-            "<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\" stroke-opacity=\"0.85\"/>",
+            "<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{:.1}\"/>",
             path.trim_end(),
-            colour(index)
+            colour(index),
+            breadth(index)
         );
     }
 }

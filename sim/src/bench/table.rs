@@ -17,7 +17,8 @@ pub fn markdown(outcome: &Outcome) -> String {
     let _ = writeln!(text, "- K3s: {}", setting.k3s);
     let _ = writeln!(
         text,
-        "- a client asks each {} ms; {} trials of each case; \"gap\" is from the last attempt that was answered \
+        "- a client asks each {} ms and waits 200 ms for a connect, 1 s for a handshake or a write; Skein was tried {} times \
+         in each case; \"gap\" is from the last attempt that was answered \
          to the first answer after it, 0 if no attempt failed",
         setting.every_ms, setting.trials
     );
