@@ -78,6 +78,10 @@ need_systemd_host() {
 	need debootstrap debootstrap "it makes that host's disk"
 }
 
+need_bench() {
+	need keepalived keepalived "it is the yardstick that failover is compared with"
+}
+
 # at_least WANTED HAVE: compares major.minor.
 at_least() {
 	echo "$1 $2" | awk '{ split($1, w, "."); split($2, h, "."); exit !(h[1] > w[1] || (h[1] == w[1] && h[2] >= w[2])) }'

@@ -2,10 +2,12 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`bench`] | what the lab measures |
 //! | [`lab`] | hosts in namespaces on one machine, with real daemons |
 //! | [`probe`] | how long an address did not answer |
 //! | [`rehearsal`] | a stand-in with K3s' command line, files and ports |
 
+pub mod bench;
 pub mod lab;
 pub mod probe;
 pub mod rehearsal;

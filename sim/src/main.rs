@@ -19,6 +19,12 @@ enum Command {
     LabNeeds(sim::lab::cli::LabArgs),
     /// Ask an address through a host again and again, and say how long it did not answer.
     Probe(sim::probe::ProbeArgs),
+    /// Ask through a VIP again and again, and print each answer.
+    #[command(hide = true)]
+    Observe(sim::bench::observer::ObserveArgs),
+    /// Answer on every address with the host's name.
+    #[command(hide = true)]
+    Respond(sim::bench::responder::RespondArgs),
     /// Process 1 of a lab's host.
     #[command(hide = true)]
     LabInit {
@@ -45,6 +51,8 @@ fn main() -> std::process::ExitCode {
         Command::Lab(args) => sim::lab::cli::run(args),
         Command::LabNeeds(args) => sim::lab::cli::needs(&args),
         Command::Probe(args) => sim::probe::run(&args),
+        Command::Observe(args) => sim::bench::observer::run(args),
+        Command::Respond(args) => sim::bench::responder::run(&args),
         Command::LabInit { dir } => sim::lab::init::run(&dir),
         Command::Rehearsal { args } => sim::rehearsal::run(&args),
     })

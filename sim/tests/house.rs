@@ -52,6 +52,13 @@ const PURE: &[(&str, &[&str])] = &[
     ("sdwan/src/routing.rs", &[]),
     ("sdwan/src/spec.rs", &[]),
     ("sdwan/src/tunnel.rs", &[]),
+    ("sim/src/bench/plot.rs", &[]),
+    ("sim/src/bench/record.rs", &[]),
+    ("sim/src/bench/stats.rs", &[]),
+    ("sim/src/bench/table.rs", &[]),
+    ("sim/src/bench/trial.rs", &[]),
+    ("sim/src/bench/turns.rs", &[]),
+    ("sim/src/bench/verdict.rs", &[]),
     ("sim/src/rehearsal/table.rs", &[]),
 ];
 

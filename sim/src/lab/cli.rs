@@ -5,13 +5,14 @@ use nix::unistd::geteuid;
 
 use super::store::{self, HostRecord, Lab};
 use super::{Result, down, faults, fleet, host, refusal, runtime, say, status, up};
+use crate::bench::Bench;
 
 /// `skein-sim lab`.
 #[derive(Debug, Args)]
 pub struct LabArgs {
-    /// The lab's name; several may run side by side.
-    #[arg(long, global = true, default_value = "lab")]
-    name: String,
+    /// The lab's name; several may run side by side [default: lab, for a bench: bench]
+    #[arg(long, global = true)]
+    name: Option<String>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -98,6 +99,9 @@ enum Verb {
         #[arg(allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Measure on a lab of its own, which is removed in the end.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Remove the lab and everything that it made.
     Down,
 }
@@ -107,14 +111,14 @@ enum Verb {
 /// # Errors
 /// In words, with what to do next.
 pub fn run(args: LabArgs) -> std::result::Result<u8, String> {
-    check_name(&args.name)?;
+    let name = args.name();
+    check_name(&name)?;
     if !geteuid().is_root() {
         return Err(
             "a lab makes namespaces and network devices, which only root may do; run it with sudo"
                 .into(),
         );
     }
-    let name = args.name;
     match args.verb {
         Verb::Exec { host, command } => return exec(&name, &host, &command),
         Verb::Drain { host, options } => {
@@ -126,20 +130,35 @@ pub fn run(args: LabArgs) -> std::result::Result<u8, String> {
             status::show(&Lab::require(&name)?, output == Format::Json);
             return Ok(0);
         }
+        Verb::Bench(bench) => return crate::bench::run(&name, &bench),
         verb => change(&name, verb)?,
     }
     Ok(0)
 }
 
-/// Says what `up` with these arguments would need beside the lab itself, for `./lab` to install: a word each.
+impl LabArgs {
+    fn name(&self) -> String {
+        let usual = if matches!(self.verb, Verb::Bench(_)) { "bench" } else { "lab" };
+        self.name.clone().unwrap_or_else(|| usual.into())
+    }
+}
+
+/// Says what these arguments need beside the lab itself, for `./lab` to install: a word each.
 ///
 /// # Errors
 /// When they name no K3s.
 pub fn needs(args: &LabArgs) -> std::result::Result<u8, String> {
-    check_name(&args.name)?;
-    if let (Verb::Up(up), None) = (&args.verb, Lab::load(&args.name)?) {
-        super::print(runtime::needs(up.k3s())?.join(" "));
+    let name = args.name();
+    check_name(&name)?;
+    let mut needs = match &args.verb {
+        Verb::Up(up) if Lab::load(&name)?.is_none() => runtime::needs(up.k3s())?,
+        Verb::Bench(Bench::Failover(failover)) => runtime::needs(failover.k3s())?,
+        _ => Vec::new(),
+    };
+    if matches!(args.verb, Verb::Bench(_)) {
+        needs.push("bench");
     }
+    super::print(needs.join(" "));
     Ok(0)
 }
 
@@ -208,8 +227,12 @@ fn change(name: &str, verb: Verb) -> Result<()> {
             faults::cut(&lab, h, &from?, one_way)?;
         }
         Verb::Heal => faults::heal(&lab),
-        Verb::Up(_) | Verb::Down | Verb::Exec { .. } | Verb::Drain { .. } | Verb::Status { .. } => {
-        }
+        Verb::Up(_)
+        | Verb::Down
+        | Verb::Exec { .. }
+        | Verb::Bench(_)
+        | Verb::Drain { .. }
+        | Verb::Status { .. } => {}
     }
     Ok(())
 }
@@ -239,6 +262,9 @@ fn start(lab: &Lab, h: &HostRecord) -> Result<()> {
 
 fn boot_member(lab: &Lab, h: &HostRecord) -> Result<()> {
     host::boot(lab, h)?;
+    if !lab.daemons {
+        return Ok(());
+    }
     fleet::start_daemon(lab, h)?;
     fleet::answers(lab, h)
 }

@@ -32,8 +32,15 @@ pub(super) struct Lab {
     pub(super) no_cluster: bool,
     /// How many of the hosts, from the first on, are servers.
     pub(super) servers: usize,
+    /// Whether its hosts run daemons.
+    #[serde(default = "yes")]
+    pub(super) daemons: bool,
     /// Its hosts.
     pub(super) hosts: Vec<HostRecord>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A host.

@@ -26,6 +26,9 @@ pub(super) struct UpArgs {
     /// Stop after the daemons are members: no cluster.
     #[arg(long)]
     no_cluster: bool,
+    /// Stop after the hosts have booted: no daemons.
+    #[arg(long)]
+    no_daemons: bool,
 }
 
 impl UpArgs {
@@ -108,8 +111,18 @@ fn new(name: &str, args: &UpArgs, images: Option<PathBuf>, skein: PathBuf) -> Re
     }
     let host = |i: u8| HostRecord { name: format!("n{i}"), index: i, moves: 0 };
     let hosts = (1..=servers + workers).map(host).collect();
-    let (net, no_cluster, servers) = (store::free_net(), args.no_cluster, servers.into());
-    Ok(Lab { name: name.into(), net, k3s, k3s_binary, skein, images, no_cluster, servers, hosts })
+    Ok(Lab {
+        name: name.into(),
+        net: store::free_net(),
+        k3s,
+        k3s_binary,
+        skein,
+        images,
+        no_cluster: args.no_cluster,
+        servers: servers.into(),
+        daemons: !args.no_daemons,
+        hosts,
+    })
 }
 
 pub(super) fn up(name: &str, args: &UpArgs) -> Result<()> {
@@ -136,6 +149,10 @@ pub(super) fn up(name: &str, args: &UpArgs) -> Result<()> {
             say(format!("the daemon of {} was paused; it goes on", h.name));
             faults::pause(&lab, h, false)?;
         }
+    }
+    if !lab.daemons {
+        progress.end();
+        return Ok(());
     }
     fleet::members(&lab, &mut progress)?;
     if !lab.no_cluster {
@@ -188,9 +205,17 @@ mod tests {
             images: None,
             no_cluster: false,
             servers: 1,
+            daemons: true,
             hosts: vec![HostRecord { name: "n1".into(), index: 1, moves: 0 }],
         };
-        let none = UpArgs { servers: None, workers: None, k3s: None, images: None, no_cluster: false };
+        let none = UpArgs {
+            servers: None,
+            workers: None,
+            k3s: None,
+            images: None,
+            no_cluster: false,
+            no_daemons: false,
+        };
         assert!(differences(&lab, &none, None).is_empty());
         let all = UpArgs {
             servers: Some(2),
@@ -198,6 +223,7 @@ mod tests {
             k3s: Some("build".into()),
             images: None,
             no_cluster: true,
+            no_daemons: false,
         };
         assert_eq!(differences(&lab, &all, Some(&"/i".into())).len(), 5);
     }

@@ -8,6 +8,7 @@
 )]
 
 mod acknowledged;
+mod bench;
 #[path = "../common/mod.rs"]
 mod common;
 mod device;
