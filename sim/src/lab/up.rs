@@ -190,7 +190,8 @@ mod tests {
             servers: 1,
             hosts: vec![HostRecord { name: "n1".into(), index: 1, moves: 0 }],
         };
-        let none = UpArgs { servers: None, workers: None, k3s: None, images: None, no_cluster: false };
+        let none =
+            UpArgs { servers: None, workers: None, k3s: None, images: None, no_cluster: false };
         assert!(differences(&lab, &none, None).is_empty());
         let all = UpArgs {
             servers: Some(2),
