@@ -67,6 +67,7 @@ pub fn allow(
 
 #[cfg(test)]
 mod tests {
+    use super::allow as decide;
     use super::*;
     use raft_store::model::{NodeId, Operator, Retired, UnixMillis};
 
@@ -81,7 +82,7 @@ mod tests {
         state.operators.insert(ann.clone(), Operator { name: ann, serial, at: UnixMillis(0) });
         let op = |serial| Caller::Operator { name: "ann".into(), serial };
         let allow = |path: &str, caller: &Caller, state: &State| {
-            super::allow(path, caller, state, |_| false)
+            decide(path, caller, state, |_| false)
         };
         let status = "/skein.v1.Fleet/GetStatus";
         let peer = "/skein.v1.Peer/Call";
@@ -95,7 +96,7 @@ mod tests {
         assert!(allow(peer, &Caller::Node(gone), &state).is_err());
         assert!(allow(status, &Caller::Node(gone), &state).is_err());
         assert!(allow(status, &Caller::Node(Uuid::from_u128(8)), &state).is_err());
-        let needed = |path: &str| super::allow(path, &Caller::Node(gone), &state, |id| id == gone);
+        let needed = |path: &str| decide(path, &Caller::Node(gone), &state, |id| id == gone);
         assert!(needed(peer).is_ok(), "Raft hears it until its vote is gone");
         assert!(needed(status).is_err(), "but the API does not");
     }

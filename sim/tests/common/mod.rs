@@ -391,6 +391,15 @@ impl Lab {
         left
     }
 
+    /// A host's own address on the overlay, once it is there.
+    pub fn overlay(&self, host: &str, v6: bool) -> String {
+        wait_for(&format!("{host} has its overlay address"), 10, || {
+            let status = self.host(host);
+            let mut own = status["overlay"].as_array().unwrap().iter().filter_map(Value::as_str);
+            own.find(|a| a.contains(':') == v6).map(str::to_owned).ok_or_else(|| status.to_string())
+        })
+    }
+
     /// Runs a verb that must be refused in three lines; returns them.
     pub fn refused(&self, args: &[&str]) -> String {
         let out = self.verb(args);

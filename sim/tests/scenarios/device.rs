@@ -113,8 +113,8 @@ fn a_stock_wireguard_device_reaches_the_nodes_and_they_reach_it() {
     device.configure(&config, &key);
 
     for host in ["n1", "n2"] {
-        for address in lab.host(host)["overlay"].as_array().expect("addresses") {
-            let to = address.as_str().expect("an address").to_owned();
+        for v6 in [true, false] {
+            let to = lab.overlay(host, v6);
             wait_for(&format!("the device to reach {to}"), 15, || {
                 let out = device.inside(&["ping", "-c", "1", "-W", "1", &to]);
                 out.status.success().then_some(()).ok_or_else(|| "no answer".into())
@@ -129,7 +129,7 @@ fn a_stock_wireguard_device_reaches_the_nodes_and_they_reach_it() {
     device.must(&["ip", "addr", "del", &format!("{net}.250/24"), "dev", "eth0"]);
     device.must(&["ip", "addr", "add", &format!("{net}.251/24"), "dev", "eth0"]);
     device.must(&["wg", "set", device.interface, "listen-port", "40404"]);
-    let to = lab.host("n2")["overlay"][0].as_str().expect("an address").to_owned();
+    let to = lab.overlay("n2", true);
     wait_for("the device to reach n2 from elsewhere", 15, || {
         let out = device.inside(&["ping", "-c", "1", "-W", "1", &to]);
         out.status.success().then_some(()).ok_or_else(|| "no answer".into())

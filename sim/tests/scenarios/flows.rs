@@ -11,7 +11,7 @@ fn connections_to_a_vanished_holder_end() {
     let Some(lab) = Lab::rehearsal("flows", 3, 1) else { return };
     let holder = lab.holder("n4");
     // Its own address, not the VIP: what moves would be answered by the new holder.
-    let address = lab.host(&holder)["overlay"][1].as_str().expect("an IPv4 address").to_owned();
+    let address = lab.overlay(&holder, false);
     let script = format!(
         "exec 3<>/dev/tcp/{address}/6443 && echo open; read -r -t 40 -u 3; echo \"read $?\""
     );

@@ -275,7 +275,7 @@ fn two_labs_live_and_go_apart() {
     one.must(&["kill", "n2"]);
     assert_eq!(two.host("n2")["state"], "up");
     one.must(&["down"]);
-    let to = two.host("n2")["overlay"][0].as_str().unwrap().to_owned();
+    let to = two.overlay("n2", true);
     two.run("n1", &["ping", "-c", "1", "-W", "2", &to]);
     two.must(&["kill", "n2"]);
     two.must(&["start", "n2"]);

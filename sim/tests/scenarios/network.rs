@@ -1,18 +1,9 @@
 //! Addresses that change, and traffic between hosts over the overlay.
 
-use serde_json::Value;
-
 use crate::common::{Lab, have, wait_for};
 
 fn underlay(lab: &Lab, host: &str) -> String {
     lab.host(host)["underlay"].as_str().unwrap().to_owned()
-}
-
-fn overlay(lab: &Lab, host: &str, v6: bool) -> String {
-    let status = lab.host(host);
-    let mut own = status["overlay"].as_array().unwrap().iter().filter_map(Value::as_str);
-    let own = own.find(|a| a.contains(':') == v6);
-    own.unwrap_or_else(|| panic!("an overlay address in {status}")).to_owned()
 }
 
 fn members_only(name: &str, servers: usize, workers: usize) -> Option<Lab> {
@@ -32,7 +23,7 @@ fn every_host_reaches_every_other_over_the_overlay() {
     for from in lab.hosts() {
         for to in lab.hosts().iter().filter(|to| **to != from) {
             for v6 in [true, false] {
-                lab.run(&from, &["ping", "-c", "1", "-W", "2", &overlay(&lab, to, v6)]);
+                lab.run(&from, &["ping", "-c", "1", "-W", "2", &lab.overlay(to, v6)]);
             }
         }
     }
@@ -45,11 +36,11 @@ fn one_host_with_a_new_address() {
     let Some(lab) = Lab::rehearsal("move", 3, 1) else {
         return;
     };
-    let before = (underlay(&lab, "n2"), overlay(&lab, "n2", true));
+    let before = (underlay(&lab, "n2"), lab.overlay("n2", true));
     lab.must(&["readdress", "n2"]);
     assert_ne!(underlay(&lab, "n2"), before.0);
     lab.settled("n1", 60);
-    assert_eq!(overlay(&lab, "n2", true), before.1, "its overlay address stays");
+    assert_eq!(lab.overlay("n2", true), before.1, "its overlay address stays");
     lab.run("n4", &["ping", "-c", "1", "-W", "2", &before.1]);
     lab.down();
 }
@@ -107,11 +98,12 @@ fn packets_of_full_size_cross_whole() {
     if !have(&["ping"]) {
         return;
     }
+    lab.overlay("n1", true);
     let mtu = lab.run("n1", &["sh", "-c", "cat /sys/class/net/wg-sdwan-*/mtu"]);
     let mtu: usize = mtu.trim().parse().unwrap();
     // The headers of IP and of an ICMP echo.
     for (v6, headers) in [(true, 48), (false, 28)] {
-        let to = overlay(&lab, "n2", v6);
+        let to = lab.overlay("n2", v6);
         let send = |size: usize| {
             let size = size.to_string();
             lab.exec("n1", &["ping", "-M", "do", "-c", "2", "-W", "2", "-s", &size, &to])
@@ -128,7 +120,7 @@ fn a_device_is_made_whole_without_ipv6_by_default_and_remnants_go() {
     let Some(lab) = members_only("remnants", 1, 1) else {
         return;
     };
-    let before = [true, false].map(|v6| overlay(&lab, "n2", v6));
+    let before = [true, false].map(|v6| lab.overlay("n2", v6));
     let script = "kill -9 $(pgrep -x skein); echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; \
         ip link del $(basename /sys/class/net/wg-sdwan-*); ip tuntap add wg-sdwan-abcdef mode tun";
     lab.run("n2", &["sh", "-c", script]);
