@@ -411,9 +411,11 @@ fn identity(cluster: &Cluster, node: &Node) -> k3s::Identity {
 
 /// Servers that will not stay, and should not lead etcd.
 fn not_to_lead(state: &State, cluster: &Cluster) -> Vec<k3s::Identity> {
-    let servers = state.servers(cluster.id).into_iter();
-    let going = servers.filter(|(n, a)| n.drain.is_some() || a.leaving);
-    going.map(|(n, _)| identity(cluster, n)).collect()
+    let going = |n: &&Node| {
+        let a = n.assignment.as_ref().filter(|a| a.cluster == Some(cluster.id));
+        a.is_some_and(|a| a.role == Role::K3sServer && (a.leaving || n.drain.is_some()))
+    };
+    state.nodes.values().filter(going).map(|n| identity(cluster, n)).collect()
 }
 
 /// Tells whether a drain's time is over.
