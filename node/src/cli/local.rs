@@ -192,7 +192,7 @@ async fn run_daemon(
 fn start_log(global: &Global) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("SKEIN_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,sled=warn"));
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,sled=warn,boringtun=off"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Already set only where a test runs several daemons in one process.
     let _ = match global.output {
