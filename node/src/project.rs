@@ -7,6 +7,7 @@ use api::secrets::ClusterSecrets;
 use ipnet::IpNet;
 use raft_store::model::{
     Cluster, DrainStep, Generation, MoveReason, Network, Node, NodeId, Role, State, Vip,
+    VipId,
 };
 use sdwan::{MeshSpec, PeerSpec, PrivateKey, interface_name};
 use uuid::Uuid;
@@ -22,6 +23,8 @@ pub struct Local<'a> {
     pub wireguard: &'a [u8; 32],
     /// Where the hosts of other nodes are.
     pub hosts: &'a BTreeMap<Uuid, Vec<IpAddr>>,
+    /// VIPs that moved a moment ago as planned, each with its former holder.
+    pub former: &'a BTreeMap<VipId, NodeId>,
 }
 
 /// Returns the overlays that this host should have.
@@ -43,6 +46,7 @@ pub fn meshes(state: &State, generation: u64, local: &Local<'_>) -> Vec<MeshSpec
             prefixes: vec![IpNet::V6(net.v6), IpNet::V4(net.v4)],
             held: held(state, net, local.me),
             peers: peers(state, net, local),
+            handovers: handovers(state, net, local),
         })
         .collect()
 }
@@ -52,6 +56,17 @@ fn held(state: &State, net: &Network, me: NodeId) -> Vec<IpAddr> {
     let mine = |v: &&Vip| v.holder == Some(me) || v.next.is_some_and(|n| n.node == me);
     let vips = state.vips.values().filter(|v| v.network == net.id).filter(mine);
     vips.flat_map(Vip::addresses).collect()
+}
+
+/// Addresses that moved a moment ago between two other nodes.
+fn handovers(state: &State, net: &Network, local: &Local<'_>) -> Vec<sdwan::Handover> {
+    let moved = local.former.iter().filter_map(|(vip, former)| {
+        let vip = state.vips.get(vip).filter(|v| v.network == net.id)?;
+        let from = sdwan::PublicKey(state.nodes.get(former)?.wireguard.0);
+        let apart = *former != local.me && vip.holder != Some(local.me);
+        apart.then(|| vip.addresses().map(|address| sdwan::Handover { address, from }))
+    });
+    moved.flatten().collect()
 }
 
 fn peers(state: &State, net: &Network, local: &Local<'_>) -> Vec<PeerSpec> {
@@ -94,6 +109,12 @@ fn single(ip: IpAddr) -> IpNet {
 pub fn addresses(state: &State, node: NodeId) -> Vec<IpAddr> {
     let own = state.nodes.get(&node).into_iter().flat_map(|n| n.networks.values());
     own.flat_map(|a| [IpAddr::from(a.v6), a.v4.into()]).collect()
+}
+
+/// Returns who held a VIP before its newest move, if that was a planned one that came after the generation `known`.
+pub fn former_holder(vip: &Vip, known: Generation) -> Option<NodeId> {
+    let [.., before, last] = vip.history.as_slice() else { return None };
+    (last.generation > known && last.reason != MoveReason::Loss).then_some(before.holder)
 }
 
 /// Returns who lost a VIP by dying since the generation `known`, however many moves there were.
@@ -275,6 +296,29 @@ pub(crate) mod tests {
         assert!(matches!(&waits, k3s::Spec::Waiting { reason } if reason.contains("etcd")));
         assert_eq!(spec(&state, 3, Some(&secrets), true), k3s::Spec::Absent);
         assert_eq!(spec(&state, 32, Some(&secrets), false), k3s::Spec::Absent);
+    }
+
+    #[test]
+    fn the_former_holder_is_known_of_planned_moves_and_the_lost_one_of_losses() {
+        let state = lab();
+        let mut vip = state.vips.values().next().unwrap().clone();
+        let took = |holder, generation, reason| raft_store::model::Assumption {
+            holder: NodeId(holder),
+            generation: Generation(generation),
+            reason,
+            at: raft_store::model::UnixMillis(0),
+        };
+        let planned = [MoveReason::Initial, MoveReason::Drain];
+        vip.history = vec![took(1, 1, planned[0]), took(3, 2, planned[1])];
+        assert_eq!(former_holder(&vip, Generation(1)), Some(NodeId(1)));
+        assert_eq!(former_holder(&vip, Generation(2)), None, "seen already");
+        assert_eq!(lost_holders(&vip, Generation(1)), []);
+        vip.history.push(took(5, 3, MoveReason::Loss));
+        vip.history.push(took(1, 4, MoveReason::Manual));
+        assert_eq!(lost_holders(&vip, Generation(1)), [NodeId(3)], "also if it moved again since");
+        assert_eq!(former_holder(&vip, Generation(3)), Some(NodeId(5)));
+        vip.history.pop();
+        assert_eq!(former_holder(&vip, Generation(1)), None, "the dead finish nothing");
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 pub mod error;
 pub mod flows;
+mod handover;
 pub mod io;
 pub mod link;
 pub mod overlay;
@@ -25,5 +26,5 @@ pub mod tunnel;
 pub use error::ApplyError;
 pub use flows::kill_flows;
 pub use overlay::{MeshStatus, Overlay};
-pub use spec::{InvalidKey, MeshSpec, PeerSpec, PrivateKey, PublicKey, interface_name};
+pub use spec::{Handover, InvalidKey, MeshSpec, PeerSpec, PrivateKey, PublicKey, interface_name};
 pub use tunnel::{Drops, PeerStatus, Tunnel};

@@ -174,7 +174,7 @@ impl Drop for Overlay {
 
 /// Tells whether the packet thread would notice a difference.
 fn same(a: &MeshSpec, b: &MeshSpec) -> bool {
-    a.peers == b.peers && a.private_key == b.private_key
+    a.peers == b.peers && a.private_key == b.private_key && a.handovers == b.handovers
 }
 
 /// The overlay devices of this network namespace, whoever made them.

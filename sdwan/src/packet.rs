@@ -34,15 +34,77 @@ pub fn addresses(packet: &[u8]) -> Option<Addresses> {
     }
 }
 
+/// What is read of a TCP segment (RFC 9293, section 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// The sender's port.
+    pub(crate) from: u16,
+    /// The receiver's port.
+    pub(crate) to: u16,
+    /// Whether it asks for a new connection: SYN without ACK.
+    pub(crate) opens: bool,
+}
+
+/// Reads the TCP segment that a packet begins with; nothing for other protocols and later fragments.
+pub(crate) fn segment(packet: &[u8]) -> Option<Segment> {
+    const TCP: u8 = 6;
+    let tcp = match packet.first()? >> 4 {
+        4 => {
+            let header: &[u8; 20] = packet.first_chunk()?;
+            let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+            let length = usize::from(header[0] & 0x0f) * 4;
+            (header[9] == TCP && fragment == 0).then(|| packet.get(length..)).flatten()?
+        }
+        6 => {
+            let header: &[u8; 40] = packet.first_chunk()?;
+            (header[6] == TCP).then(|| &packet[40..])?
+        }
+        _ => return None,
+    };
+    let head: &[u8; 14] = tcp.first_chunk()?;
+    let flags = head[13];
+    Some(Segment {
+        from: u16::from_be_bytes([head[0], head[1]]),
+        to: u16::from_be_bytes([head[2], head[3]]),
+        opens: flags & 0x12 == 0x02,
+    })
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// An IPv4 packet with a bare TCP header.
+    pub(crate) fn tcp(from: &str, from_port: u16, to: &str, to_port: u16, flags: u8) -> Vec<u8> {
+        let mut packet = vec![0u8; 40];
+        packet[..4].copy_from_slice(&[0x45, 0, 0, 40]);
+        packet[8..10].copy_from_slice(&[64, 6]);
+        packet[12..16].copy_from_slice(&from.parse::<Ipv4Addr>().unwrap().octets());
+        packet[16..20].copy_from_slice(&to.parse::<Ipv4Addr>().unwrap().octets());
+        packet[20..22].copy_from_slice(&from_port.to_be_bytes());
+        packet[22..24].copy_from_slice(&to_port.to_be_bytes());
+        packet[33] = flags;
+        packet
+    }
+
+    #[test]
+    fn a_syn_is_told_from_its_answer() {
+        let of = |flags| segment(&tcp("10.0.0.1", 9, "10.0.0.2", 80, flags)).unwrap();
+        assert_eq!(of(0x02), Segment { from: 9, to: 80, opens: true });
+        assert!(of(0xc2).opens, "also with ECN");
+        assert!(!of(0x12).opens && !of(0x10).opens && !of(0x04).opens);
+        let mut fragment = tcp("10.0.0.1", 9, "10.0.0.2", 80, 0x02);
+        fragment[7] = 1;
+        assert_eq!(segment(&fragment), None);
+        assert_eq!(segment(&fragment[..30]), None);
+    }
 
     proptest! {
         #[test]
         fn hostile_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = addresses(&bytes);
+            let _ = segment(&bytes);
         }
     }
 

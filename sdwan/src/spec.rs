@@ -91,6 +91,17 @@ pub struct MeshSpec {
     pub held: Vec<IpAddr>,
     /// The other members.
     pub peers: Vec<PeerSpec>,
+    /// Addresses that moved a moment ago, as planned: connections that were begun before stay with the former holder.
+    pub handovers: Vec<Handover>,
+}
+
+/// An address whose former holder finishes what it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// The address.
+    pub address: IpAddr,
+    /// Who held it before.
+    pub from: PublicKey,
 }
 
 /// Another member of a network.

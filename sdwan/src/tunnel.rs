@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::handover::Handovers;
 use crate::packet::addresses;
 use crate::routing::AllowedIps;
 use crate::session::{Addressee, Limiter, Produced, Session};
@@ -115,6 +116,7 @@ pub struct Tunnel<S: Session> {
     peers: BTreeMap<u32, Peer<S>>,
     by_key: BTreeMap<PublicKey, u32>,
     routes: AllowedIps<u32>,
+    handovers: Handovers,
     next_index: u32,
     outbox: Outbox,
     scratch: Vec<u8>,
@@ -139,6 +141,7 @@ impl<S: Session> Tunnel<S> {
             peers: BTreeMap::new(),
             by_key: BTreeMap::new(),
             routes: AllowedIps::new(),
+            handovers: Handovers::default(),
             next_index: first_index,
             outbox: Outbox::default(),
             scratch: vec![0; SCRATCH],
@@ -179,6 +182,9 @@ impl<S: Session> Tunnel<S> {
                 self.routes.insert(*net, *index);
             }
         }
+        let former = spec.handovers.iter();
+        let former = former.filter_map(|h| Some((h.address, *self.by_key.get(&h.from)?)));
+        self.handovers.set(former.collect());
         self.next_tick = Some(now);
         self.next_limit.get_or_insert(now + LIMIT);
     }
@@ -205,7 +211,9 @@ impl<S: Session> Tunnel<S> {
                 self.drops.malformed += 1;
                 continue;
             };
-            let peer = self.routes.get(at.destination).and_then(|i| self.peers.get_mut(&i));
+            let former = self.handovers.outbound(at, packet);
+            let index = former.or_else(|| self.routes.get(at.destination));
+            let peer = index.and_then(|i| self.peers.get_mut(&i));
             let Some(peer) = peer else {
                 self.drops.unroutable += 1;
                 continue;
@@ -280,7 +288,10 @@ impl<S: Session> Tunnel<S> {
                 Produced::Plain(packet) => {
                     match addresses(packet) {
                         None => self.drops.malformed += 1,
-                        Some(at) if self.routes.get(at.source) != Some(index) => {
+                        Some(at)
+                            if self.routes.get(at.source) != Some(index)
+                                && !self.handovers.inbound(at, index) =>
+                        {
                             self.drops.spoofed += 1
                         }
                         Some(_) => {

@@ -41,6 +41,7 @@ fn spec(me: u8, generation: u64, peers: Vec<PeerSpec>) -> MeshSpec {
         addresses: vec![overlay(me)],
         prefixes: Vec::new(),
         held: Vec::new(),
+        handovers: Vec::new(),
         peers,
     }
 }
@@ -100,6 +101,47 @@ fn a_packet_crosses_and_its_first_one_is_not_lost() {
     let back = packet(overlay(2), overlay(1), b"back");
     b.handle_tun([back.as_slice()], now);
     assert_eq!(settle(&mut [(1, &mut a), (2, &mut b)], now), vec![(1, back)]);
+}
+
+/// A VIP moves from 2 to 3 while 1 talks to it.
+#[test]
+fn a_planned_move_leaves_connections_where_they_were_begun() {
+    let now = now();
+    let vip = "10.90.15.254";
+    let held = |n: u8, holds: bool| {
+        let mut p = peer(n);
+        p.allowed_ips.extend(holds.then(|| IpNet::from(vip.parse::<IpAddr>().unwrap())));
+        p
+    };
+    let (mut a, mut b, mut c) = (T::new(1), T::new(100), T::new(200));
+    a.set_spec(&spec(1, 1, vec![held(2, true), held(3, false)]), now);
+    b.set_spec(&spec(2, 1, vec![peer(1), held(3, false)]), now);
+    c.set_spec(&spec(3, 1, vec![peer(1), held(2, true)]), now);
+    let tcp = |port, flags| crate::packet::tests::tcp("10.90.0.1", port, vip, 6443, flags);
+    a.handle_tun([tcp(1000, 0x02).as_slice()], now);
+    assert_eq!(settle(&mut [(1, &mut a), (2, &mut b), (3, &mut c)], now)[0].0, 2);
+
+    let mut moved = spec(1, 2, vec![held(2, false), held(3, true)]);
+    moved.handovers =
+        vec![crate::Handover { address: vip.parse().unwrap(), from: key(2).public() }];
+    a.set_spec(&moved, now);
+    let answer = crate::packet::tests::tcp(vip, 6443, "10.90.0.1", 1000, 0x12);
+    b.handle_tun([answer.as_slice()], now);
+    let delivered = settle(&mut [(1, &mut a), (2, &mut b), (3, &mut c)], now);
+    assert_eq!(delivered, vec![(1, answer.clone())], "the answer of the former holder counts");
+    a.handle_tun([tcp(1000, 0x10).as_slice()], now);
+    a.handle_tun([tcp(2000, 0x02).as_slice(), tcp(2000, 0x10).as_slice()], now);
+    let delivered = settle(&mut [(1, &mut a), (2, &mut b), (3, &mut c)], now);
+    let whom: Vec<u8> = delivered.iter().map(|(n, _)| *n).collect();
+    assert_eq!(whom, [2, 3, 3], "what is new goes to the new holder");
+
+    moved.handovers.clear();
+    a.set_spec(&moved, now);
+    b.handle_tun([answer.as_slice()], now);
+    a.handle_tun([tcp(1000, 0x10).as_slice()], now);
+    let delivered = settle(&mut [(1, &mut a), (2, &mut b), (3, &mut c)], now);
+    assert_eq!(delivered.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [3], "then it is over");
+    assert_eq!(a.drops().spoofed, 1);
 }
 
 #[test]

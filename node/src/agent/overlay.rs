@@ -12,12 +12,14 @@ use tokio::time::{Instant, timeout};
 
 use super::Shared;
 use crate::env::{Env, Mesh};
-use crate::project::{Local, addresses, lost_holders, meshes};
+use crate::project::{Local, addresses, former_holder, lost_holders, meshes};
 
 /// Without a change, the devices are looked at this often.
 const PERIOD: Duration = Duration::from_millis(500);
-/// A planned move leaves the address with its old holder for this long, for nodes that hear of it later.
-const LINGER: Duration = Duration::from_millis(500);
+/// After a planned move, connections that were begun before it stay with the former holder for this long.
+const HANDOVER: Duration = Duration::from_millis(500);
+/// The former holder keeps the address longer than that, since others hear of the move at another time than it.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The overlay's agent; it alone changes the devices.
 pub struct OverlayAgent<E: Env> {
@@ -26,6 +28,7 @@ pub struct OverlayAgent<E: Env> {
     wireguard: zeroize::Zeroizing<[u8; 32]>,
     lingering: BTreeMap<(String, IpAddr), Instant>,
     generations: BTreeMap<VipId, Generation>,
+    former: BTreeMap<VipId, (NodeId, Instant)>,
     lost: BTreeSet<NodeId>,
     failure: Option<String>,
     metrics: watch::Sender<String>,
@@ -45,6 +48,7 @@ impl<E: Env> OverlayAgent<E> {
             wireguard,
             lingering: BTreeMap::new(),
             generations: BTreeMap::new(),
+            former: BTreeMap::new(),
             lost: BTreeSet::new(),
             failure: None,
             metrics,
@@ -59,6 +63,7 @@ impl<E: Env> OverlayAgent<E> {
             let published = self.shared.store.published();
             applied = published.index.max(applied);
             let state = published.state;
+            let dead = self.follow_moves(&state, Instant::now());
             let mut specs = self.project(&state, applied);
             self.linger(&before, &mut specs, Instant::now());
             before.clone_from(&specs);
@@ -71,10 +76,13 @@ impl<E: Env> OverlayAgent<E> {
                 self.failure.clone_from(&failure);
             }
             self.tell(&state, failure);
-            self.cut_lost(&state).await;
+            self.cut(dead).await;
             self.metrics.send_replace(self.mesh.metrics());
             // Sooner when something changed; the period catches addresses that others removed.
-            let _ = timeout(PERIOD, self.shared.store.changed(applied)).await;
+            let over = self.former.values().map(|(_, until)| *until).min();
+            let left = over.map(|at| at.saturating_duration_since(Instant::now()));
+            let wait = left.map_or(PERIOD, |left| left.min(PERIOD));
+            let _ = timeout(wait, self.shared.store.changed(applied)).await;
         }
     }
 
@@ -86,7 +94,9 @@ impl<E: Env> OverlayAgent<E> {
             let book = self.shared.book.lock();
             state.nodes.values().map(|n| (n.uuid, book.hosts(n.uuid))).collect()
         };
-        let local = Local { me: self.shared.me, wireguard: &self.wireguard, hosts: &hosts };
+        let former = self.former.iter().map(|(vip, (node, _))| (*vip, *node)).collect();
+        let me = self.shared.me;
+        let local = Local { me, wireguard: &self.wireguard, hosts: &hosts, former: &former };
         meshes(state, generation, &local)
     }
 
@@ -128,26 +138,36 @@ impl<E: Env> OverlayAgent<E> {
         });
     }
 
-    /// Ends connections to servers that died: they would hang until the kernel gives up, ten minutes later.
+    /// Sees which VIPs moved since the last look, and returns the addresses of whoever died: connections to them
+    /// would hang until the kernel gives up, ten minutes later.
     ///
     /// A lost holder is known from its VIP's move, at once; any other lost node from the leader's answers.
-    async fn cut_lost(&mut self, state: &State) {
+    fn follow_moves(&mut self, state: &State, now: Instant) -> BTreeSet<IpAddr> {
+        let me = self.shared.me;
         let mut dead: BTreeSet<IpAddr> = BTreeSet::new();
+        self.former.retain(|_, (_, until)| *until > now);
         for vip in state.vips.values() {
             let Some(known) = self.generations.insert(vip.id, vip.generation) else {
                 continue;
             };
-            let lost = lost_holders(vip, known).into_iter().filter(|n| *n != self.shared.me);
-            for holder in lost {
+            if let Some(former) = former_holder(vip, known) {
+                self.former.insert(vip.id, (former, now + HANDOVER));
+            }
+            for holder in lost_holders(vip, known).into_iter().filter(|n| *n != me) {
+                self.former.remove(&vip.id);
                 dead.extend(addresses(state, holder));
                 dead.extend(vip.addresses());
             }
         }
         let lost = self.shared.own.lost();
-        for node in lost.difference(&self.lost).filter(|n| **n != self.shared.me) {
+        for node in lost.difference(&self.lost).filter(|n| **n != me) {
             dead.extend(addresses(state, *node));
         }
         self.lost = lost;
+        dead
+    }
+
+    async fn cut(&mut self, dead: BTreeSet<IpAddr>) {
         if dead.is_empty() {
             return;
         }

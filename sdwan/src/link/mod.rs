@@ -79,6 +79,7 @@ mod tests {
             addresses: vec!["fd00::1".parse().unwrap(), "10.90.0.1".parse().unwrap()],
             prefixes: vec!["fd00::/64".parse().unwrap(), "10.90.0.0/20".parse().unwrap()],
             held: held.iter().map(|ip| ip.parse().unwrap()).collect(),
+            handovers: Vec::new(),
             peers: Vec::new(),
         }
     }
