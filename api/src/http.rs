@@ -57,8 +57,8 @@ async fn status<D: Daemon>(State(daemon): State<Arc<D>>) -> impl IntoResponse {
             "no state\n".to_owned(),
         );
     };
-    let scene = Scene { state: &read.state, view: &view, now: daemon.wall() };
-    let status = scene.status(read.applied, daemon.me());
+    let (applied, now) = (read.applied, daemon.wall());
+    let status = Scene { state: &read.state, view: &view, applied, now }.status(daemon.me());
     let mut value = serde_json::to_value(&status).unwrap_or_default();
     value["schema"] = 1.into();
     (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], format!("{value}\n"))

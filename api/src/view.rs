@@ -16,6 +16,8 @@ pub struct Scene<'a> {
     pub state: &'a State,
     /// What the leader sees.
     pub view: &'a FleetView,
+    /// The log index of what is agreed.
+    pub applied: u64,
     /// The time, for durations in words.
     pub now: UnixMillis,
 }
@@ -154,6 +156,7 @@ impl Scene<'_> {
             waiting_for: self.node_waits(n),
             skein_version: report.map(|r| r.version.clone()).unwrap_or_default(),
             wireguard_key: n.wireguard.to_string(),
+            applied: self.applied,
         }
     }
 
@@ -247,6 +250,7 @@ impl Scene<'_> {
             service_cidrs: c.services.iter().map(ToString::to_string).collect(),
             servers,
             workers,
+            applied: self.applied,
         }
     }
 
@@ -265,7 +269,7 @@ impl Scene<'_> {
     }
 
     /// Returns the whole fleet in one screen.
-    pub fn status(&self, applied: u64, me: NodeId) -> proto::Status {
+    pub fn status(&self, me: NodeId) -> proto::Status {
         let name = |id: NodeId| self.state.name_of(id);
         let problems = self.problems();
         proto::Status {
@@ -273,7 +277,7 @@ impl Scene<'_> {
             quorum: self.view.quorum,
             leader: self.view.leader.map(name).unwrap_or_default(),
             term: self.view.term,
-            applied,
+            applied: self.applied,
             voters: self.view.voters.iter().map(|id| name(*id)).collect(),
             nodes: self.state.nodes.values().map(|n| self.node_status(n)).collect(),
             problems,
@@ -378,6 +382,7 @@ impl Scene<'_> {
                 .map(|c| c.name.to_string())
                 .unwrap_or_default(),
             next: v.next.map(|n| name(n.node)).unwrap_or_default(),
+            applied: self.applied,
         }
     }
 

@@ -50,7 +50,7 @@ impl<D: Daemon> Clusters for Api<D> {
         let read = self.scene(request.get_ref().read.as_ref()).await?;
         let scene = read.scene();
         let clusters = read.state().clusters.values().map(|c| scene.cluster(c)).collect();
-        Ok(Response::new(proto::ListClustersResponse { clusters }))
+        Ok(Response::new(proto::ListClustersResponse { clusters, applied: read.applied() }))
     }
 
     async fn get(&self, request: Request<proto::GetClusterRequest>) -> Answer<proto::Cluster> {
@@ -104,7 +104,7 @@ impl<D: Daemon> Vips for Api<D> {
         let read = self.scene(request.get_ref().read.as_ref()).await?;
         let scene = read.scene();
         let vips = read.state().vips.values().map(|v| scene.vip(v)).collect();
-        Ok(Response::new(proto::ListVipsResponse { vips }))
+        Ok(Response::new(proto::ListVipsResponse { vips, applied: read.applied() }))
     }
 
     async fn get(&self, request: Request<proto::GetVipRequest>) -> Answer<proto::Vip> {

@@ -66,7 +66,7 @@ impl<D: Daemon> Fleet for Api<D> {
     async fn get_status(&self, _: Request<proto::GetStatusRequest>) -> Answer<proto::Status> {
         // What this node has applied: the status must come also without quorum.
         let read = self.scene(Some(&proto::Read { stale: true })).await?;
-        Ok(Response::new(read.scene().status(read.snapshot.applied, self.daemon.me())))
+        Ok(Response::new(read.scene().status(self.daemon.me())))
     }
 
     async fn create_ticket(
@@ -146,7 +146,8 @@ impl<D: Daemon> Fleet for Api<D> {
             standing: t.standing(read.now).into(),
             by: t.by.clone(),
         });
-        Ok(Response::new(proto::ListTicketsResponse { tickets: tickets.collect() }))
+        let tickets = tickets.collect();
+        Ok(Response::new(proto::ListTicketsResponse { tickets, applied: read.applied() }))
     }
 
     async fn revoke_ticket(
@@ -190,7 +191,7 @@ impl<D: Daemon> Fleet for Api<D> {
         let operators = operators
             .map(|o| proto::Operator { name: o.name.to_string(), admitted_at: o.at.0 })
             .collect();
-        Ok(Response::new(proto::ListOperatorsResponse { operators }))
+        Ok(Response::new(proto::ListOperatorsResponse { operators, applied: read.applied() }))
     }
 
     async fn remove_operator(
@@ -226,7 +227,8 @@ impl<D: Daemon> Fleet for Api<D> {
         let limit = if r.limit == 0 { 100 } else { r.limit as usize };
         let events = read.state.events.after(0).rev();
         let events = events.filter(|e| e.kind.starts_with(&r.kind_prefix)).take(limit);
-        Ok(Response::new(ListEventsResponse { events: events.map(event).collect() }))
+        let events = events.map(event).collect();
+        Ok(Response::new(ListEventsResponse { events, applied: read.applied }))
     }
 
     type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<proto::Event, Status>> + Send>>;

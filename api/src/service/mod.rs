@@ -83,7 +83,12 @@ pub(crate) struct Read {
 
 impl Read {
     pub(crate) fn scene(&self) -> Scene<'_> {
-        Scene { state: &self.snapshot.state, view: &self.view, now: self.now }
+        let applied = self.applied();
+        Scene { state: &self.snapshot.state, view: &self.view, applied, now: self.now }
+    }
+
+    pub(crate) fn applied(&self) -> u64 {
+        self.snapshot.applied
     }
 
     pub(crate) fn state(&self) -> &raft_store::model::State {

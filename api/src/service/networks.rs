@@ -10,7 +10,7 @@ use super::{Api, list, name};
 use crate::daemon::{Daemon, Whereabouts};
 use crate::proto;
 use crate::proto::networks_server::Networks;
-use crate::status::{invalid, not_found};
+use crate::status::{from_call, invalid, not_found};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -24,7 +24,7 @@ fn pair(a: &OverlayAddress) -> Vec<String> {
 }
 
 impl<D: Daemon> Api<D> {
-    fn network(&self, state: &State, n: &Network) -> proto::Network {
+    fn network(&self, state: &State, applied: u64, n: &Network) -> proto::Network {
         let nodes = state.nodes.values().filter_map(|node| {
             Some(proto::NetworkMember {
                 name: node.name.to_string(),
@@ -47,6 +47,7 @@ impl<D: Daemon> Api<D> {
             mtu: n.mtu.into(),
             interface: self.daemon.interface(n),
             members: nodes.chain(devices).collect(),
+            applied,
         }
     }
 }
@@ -130,9 +131,9 @@ impl<D: Daemon> Networks for Api<D> {
             })?),
         };
         self.propose(&request, "", Command::CreateNetwork { name: wanted, v4, mtu }).await?;
-        let state = self.daemon.state();
-        let network = find(&state, &r.name)?;
-        Ok(Response::new(self.network(&state, network)))
+        let read = self.daemon.read(true).await.map_err(from_call)?;
+        let network = find(&read.state, &r.name)?;
+        Ok(Response::new(self.network(&read.state, read.applied, network)))
     }
 
     async fn list(
@@ -141,15 +142,16 @@ impl<D: Daemon> Networks for Api<D> {
     ) -> Answer<proto::ListNetworksResponse> {
         let read = self.scene(request.get_ref().read.as_ref()).await?;
         let state = read.state();
-        let networks = state.networks.values().map(|n| self.network(state, n)).collect();
-        Ok(Response::new(proto::ListNetworksResponse { networks }))
+        let applied = read.applied();
+        let networks = state.networks.values().map(|n| self.network(state, applied, n)).collect();
+        Ok(Response::new(proto::ListNetworksResponse { networks, applied }))
     }
 
     async fn get(&self, request: Request<proto::GetNetworkRequest>) -> Answer<proto::Network> {
         let r = request.get_ref();
         let read = self.scene(r.read.as_ref()).await?;
         let network = find(read.state(), &r.name)?;
-        Ok(Response::new(self.network(read.state(), network)))
+        Ok(Response::new(self.network(read.state(), read.applied(), network)))
     }
 
     async fn attach(

@@ -39,7 +39,7 @@ impl<D: Daemon> Nodes for Api<D> {
         let read = self.scene(request.get_ref().read.as_ref()).await?;
         let scene = read.scene();
         let nodes = read.state().nodes.values().map(|n| scene.node_status(n)).collect();
-        Ok(Response::new(proto::ListNodesResponse { nodes }))
+        Ok(Response::new(proto::ListNodesResponse { nodes, applied: read.applied() }))
     }
 
     async fn get(&self, request: Request<proto::GetNodeRequest>) -> Answer<proto::Node> {

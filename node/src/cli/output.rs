@@ -77,11 +77,17 @@ pub(super) fn json(message: &impl Serialize) {
     line(serde_json::to_string_pretty(&value).unwrap_or_default());
 }
 
-/// Prints JSON, or what `table` makes, as asked for.
+/// Prints JSON, or what `table` makes, as asked for; of an answer that may be old it is said how old.
 pub(super) fn show(global: &Global, message: &impl Serialize, table: impl FnOnce()) {
     match global.output {
         Format::Json => json(message),
         Format::Table => table(),
+    }
+    if global.stale && global.output == Format::Table {
+        let value = serde_json::to_value(message).unwrap_or_default();
+        if let Some(applied) = value["applied"].as_u64() {
+            note(format!("as this node has it, up to index {applied}; the leader was not asked"));
+        }
     }
 }
 
