@@ -38,7 +38,11 @@ pub fn allow(
     match caller {
         Caller::Local if !peer => Ok("local".into()),
         Caller::Node(uuid) if state.is_retired(*uuid) => {
-            if peer && quorum_needs(*uuid) { Ok(format!("node/{uuid}")) } else { Err(removed()) }
+            if peer && quorum_needs(*uuid) {
+                Ok(format!("node/{uuid}"))
+            } else {
+                Err(removed())
+            }
         }
         Caller::Node(uuid) => match state.node_by_uuid(*uuid) {
             Some(node) => Ok(format!("node/{}", node.name)),
@@ -81,9 +85,8 @@ mod tests {
         let serial = Uuid::from_u128(4);
         state.operators.insert(ann.clone(), Operator { name: ann, serial, at: UnixMillis(0) });
         let op = |serial| Caller::Operator { name: "ann".into(), serial };
-        let allow = |path: &str, caller: &Caller, state: &State| {
-            decide(path, caller, state, |_| false)
-        };
+        let allow =
+            |path: &str, caller: &Caller, state: &State| decide(path, caller, state, |_| false);
         let status = "/skein.v1.Fleet/GetStatus";
         let peer = "/skein.v1.Peer/Call";
         assert!(allow(status, &Caller::Local, &state).is_ok());

@@ -6,8 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use api::secrets::ClusterSecrets;
 use ipnet::IpNet;
 use raft_store::model::{
-    Cluster, DrainStep, Generation, MoveReason, Network, Node, NodeId, Role, State, Vip,
-    VipId,
+    Cluster, DrainStep, Generation, MoveReason, Network, Node, NodeId, Role, State, Vip, VipId,
 };
 use sdwan::{MeshSpec, PeerSpec, PrivateKey, interface_name};
 use uuid::Uuid;

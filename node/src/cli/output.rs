@@ -121,13 +121,13 @@ impl Progress {
         if text == self.last {
             return;
         }
-        text.clone_into(&mut self.last);
         if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[2K{}", text.chars().take(110).collect::<String>());
+            eprint!("\r\x1b[2K{}", text.chars().take(width()).collect::<String>());
             self.open = true;
-        } else {
+        } else if essence(text) != essence(&self.last) {
             eprintln!("{text}");
         }
+        text.clone_into(&mut self.last);
     }
 
     /// Ends the changing line.
@@ -136,6 +136,21 @@ impl Progress {
             eprintln!();
         }
     }
+}
+
+/// What of a wait is not its duration nor a quoted log line: a growing output does not repeat it each second.
+fn essence(text: &str) -> &str {
+    let text = text.trim_start();
+    let what = text.split_once(" s  ").filter(|(s, _)| s.parse::<u64>().is_ok());
+    let what = what.map_or(text, |(_, what)| what);
+    let what = what.rsplit_once(" (for ").map_or(what, |(what, _)| what);
+    what.split_once("; its log says").map_or(what, |(what, _)| what)
+}
+
+/// How much fits on the terminal's line.
+fn width() -> usize {
+    let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse::<usize>().ok());
+    columns.unwrap_or(80).saturating_sub(1).max(20)
 }
 
 impl Drop for Progress {
@@ -148,4 +163,20 @@ impl Drop for Progress {
 pub(super) fn time(ms: u64) -> String {
     let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
     humantime::format_rfc3339_millis(at).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::essence;
+
+    #[test]
+    fn a_wait_that_only_grows_older_is_the_same_wait() {
+        let at = |s: u32| format!("{s:>4} s  n1: installing: K3s to start (for {s} s)");
+        assert_eq!(essence(&at(3)), essence(&at(114)));
+        assert_eq!(
+            essence("n1: K3s to be ready: refused; its log says: x"),
+            "n1: K3s to be ready: refused"
+        );
+        assert_ne!(essence(&at(3)), essence("   4 s  n2: installing: K3s to start (for 3 s)"));
+    }
 }

@@ -8,8 +8,8 @@ use super::command::{Change, CreateCluster, list, repeated};
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
-    Assignment, Cluster, ClusterId, ClusterStatus, Generation, Name, NetworkId, NodeId, OverlayAddress,
-    Phase, PodRanges, Role, Severity, Vip, VipId, fleet::subnet, overlap,
+    Assignment, Cluster, ClusterId, ClusterStatus, Generation, Name, NetworkId, NodeId,
+    OverlayAddress, Phase, PodRanges, Role, Severity, Vip, VipId, fleet::subnet, overlap,
 };
 
 /// Pods of the first cluster take 10.42.0.0/16 and services 10.43.0.0/16, as K3s' defaults do.
@@ -62,8 +62,8 @@ impl Context<'_> {
         };
         let same = c.servers.iter().all(|n| is(n, Role::K3sServer))
             && c.workers.iter().all(|n| is(n, Role::K3sAgent));
-        let ending = self.state.clusters.get(&id).map(|c| c.status)
-            == Some(ClusterStatus::Decommissioning);
+        let ending =
+            self.state.clusters.get(&id).map(|c| c.status) == Some(ClusterStatus::Decommissioning);
         if ending {
             let next = format!("wait until it is gone: skein cluster show {}", c.name);
             let why = "the former cluster of this name is being decommissioned";

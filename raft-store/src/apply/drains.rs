@@ -156,8 +156,7 @@ pub fn drain_guard(
     let force = format!("skein drain {} --force", node.name);
     let vip = state.vips.values().find(|v| v.cluster == cluster && v.holder == Some(id));
     if let Some(vip) = vip {
-        let candidate =
-            |n: &&Node| n.id != id && live(n.id) && state.candidacy(vip, n).is_ok();
+        let candidate = |n: &&Node| n.id != id && live(n.id) && state.candidacy(vip, n).is_ok();
         if !state.nodes.values().any(|n| candidate(&n)) {
             let why = format!(
                 "it holds VIP {} and no other server can take it: the API would be gone",
@@ -171,7 +170,8 @@ pub fn drain_guard(
             ));
         }
     }
-    let own = |n: &Node, network| n.networks.get(&network).map(|a| [a.v6.to_string(), a.v4.to_string()]);
+    let own =
+        |n: &Node, network| n.networks.get(&network).map(|a| [a.v6.to_string(), a.v4.to_string()]);
     let fixed = state.clusters.get(&cluster).filter(|c| c.vip.is_none() && stop);
     let endpoint = fixed.and_then(|c| Some((c.endpoint.as_deref()?, own(node, c.network)?)));
     if let Some((url, addresses)) = endpoint
@@ -237,7 +237,9 @@ pub fn unassign_guard(
 /// Returns a cluster's servers that are members of its etcd.
 fn in_etcd(state: &State, cluster: ClusterId) -> Vec<(&Node, &Assignment)> {
     let servers = state.servers(cluster).into_iter();
-    servers.filter(|(_, a)| a.phase >= Phase::Bootstrapped && a.phase != Phase::JoinRequested).collect()
+    servers
+        .filter(|(_, a)| a.phase >= Phase::Bootstrapped && a.phase != Phase::JoinRequested)
+        .collect()
 }
 
 /// Counts etcd's running members without `gone`, and how many it needs.

@@ -6,7 +6,9 @@ use serde_json::json;
 
 use super::liveness::{Health, Liveness, Report};
 use crate::apply::Command;
-use crate::model::{ClusterStatus, DrainStep, MoveReason, NextHolder, Node, NodeId, Severity, State, Vip};
+use crate::model::{
+    ClusterStatus, DrainStep, MoveReason, NextHolder, Node, NodeId, Severity, State, Vip,
+};
 
 /// A holder whose API has not been ready for this long loses the VIP to one that is.
 pub(super) const UNREADY: Duration = Duration::from_secs(3);

@@ -40,10 +40,10 @@ impl Progress {
             let cut: String = line.chars().take(100).collect();
             let _ = write!(err, "\r\x1b[2K{cut}");
             let _ = err.flush();
-        } else if without_age(text) != self.last {
-            say(&line);
+        } else if essence(text) != self.last {
+            say(format!("{:>4} s  {}", self.since.elapsed().as_secs(), essence(text)));
         }
-        without_age(text).clone_into(&mut self.last);
+        essence(text).clone_into(&mut self.last);
     }
 
     pub(super) fn end(&self) {
@@ -53,9 +53,10 @@ impl Progress {
     }
 }
 
-/// Cuts the duration off a wait, so that a log does not repeat it each second.
-fn without_age(text: &str) -> &str {
-    text.rsplit_once(" (for ").map_or(text, |(what, _)| what)
+/// Cuts duration and quoted log lines off a wait, so that an output that grows does not repeat it each second.
+fn essence(text: &str) -> &str {
+    let what = text.rsplit_once(" (for ").map_or(text, |(what, _)| what);
+    what.split_once("; its log says").map_or(what, |(what, _)| what)
 }
 
 /// Asks a daemon and reads its JSON.
