@@ -48,12 +48,7 @@ pub struct Backend<E: Env> {
 }
 
 impl<E: Env> Backend<E> {
-    async fn own_frame(
-        &self,
-        from: Uuid,
-        kind: u32,
-        body: &Bytes,
-    ) -> Result<(u32, Bytes), String> {
+    async fn own_frame(&self, from: Uuid, kind: u32, body: &Bytes) -> Result<(u32, Bytes), String> {
         match kind {
             frames::kind::REPORT => {
                 let report: Report = frames::decode(body)?;

@@ -121,8 +121,7 @@ impl<E: Env> Gossiper<E> {
             });
         // Without a leader a record may be of yesterday, and its address another node's by now.
         let lost = self.store.status().leader.is_none();
-        let worth =
-            |h: &&SocketAddr| lost || !records.iter().any(|r| r.addresses.contains(h));
+        let worth = |h: &&SocketAddr| lost || !records.iter().any(|r| r.addresses.contains(h));
         let hinted = hints.iter().filter(worth).map(|h| {
             let (wire, body) = (wire.clone(), body.clone());
             async move { wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE).await }

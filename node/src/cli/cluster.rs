@@ -111,7 +111,11 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result {
             output::show(global, &cluster, || print_cluster(&cluster));
         }
         ClusterCommand::Decommission { name, yes, no_wait, timeout } => {
-            output::confirm(yes, &name, &format!("cluster {name} with all that it runs and stores"))?;
+            output::confirm(
+                yes,
+                &name,
+                &format!("cluster {name} with all that it runs and stores"),
+            )?;
             client.decommission(proto::DecommissionRequest { name: name.clone() }).await?;
             if no_wait {
                 output::note(format!("{name} is being decommissioned: skein cluster show {name}"));
@@ -132,13 +136,16 @@ async fn wait_gone(global: &Global, name: &str, limit: Duration) -> Result {
         let list = client.list(request).await?.into_inner();
         let Some(cluster) = list.clusters.iter().find(|c| c.name == name) else {
             progress.end();
-            output::note(format!("cluster {name} is gone, its VIP is released, its machines are free"));
+            output::note(format!(
+                "cluster {name} is gone, its VIP is released, its machines are free"
+            ));
             return Ok(());
         };
         let waits = cluster.waiting_for.first().cloned().unwrap_or_else(|| cluster.status.clone());
         if started.elapsed() > limit {
             let what = format!("cluster {name} is not gone yet");
-            let next = format!("skein cluster show {name}; a lost machine: skein node rm NODE --force");
+            let next =
+                format!("skein cluster show {name}; a lost machine: skein node rm NODE --force");
             return Err(ApiError::from(detail("timeout", what, waits, next)));
         }
         progress.show(&format!("{:>4} s  {waits}", started.elapsed().as_secs()));

@@ -151,7 +151,8 @@ async fn wait_out(global: &Global, name: &str, limit: Duration) -> Result {
         };
         if Instant::now() > until {
             let what = format!("{name} is not out yet");
-            let next = format!("skein node show {name}; a lost machine: skein node rm {name} --force");
+            let next =
+                format!("skein node show {name}; a lost machine: skein node rm {name} --force");
             return Err(ApiError::from(detail("timeout", what, node.waiting_for.clone(), next)));
         }
         progress.show(&format!("{name}: {}", node.waiting_for));
