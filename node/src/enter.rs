@@ -15,7 +15,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use raft_store::apply::{Command, FoundFleet, NewNode, Outcome, Proposal};
 use raft_store::model::{FOUNDER, Name, NodeId, RequestId, default_pools, overlap4};
 use raft_store::raft::{
-    Frame, Profile, Store, StoreConfig, Transport, TransportError, is_put_aside,
+    Frame, Profile, Store, StoreConfig, Transport, TransportError, is_in_use,
+    is_put_aside,
 };
 use raft_store::seal::FleetKey;
 use uuid::Uuid;
@@ -45,7 +46,10 @@ fn fail(what: &str, why: impl std::fmt::Display, next: &str) -> ApiError {
 }
 
 fn identity_error(what: &'static str) -> impl Fn(IdentityError) -> ApiError {
-    move |e| fail(what, e, "mend the state folder, or empty it to start anew")
+    move |e| {
+        let next = e.next();
+        fail(what, e, next)
+    }
 }
 
 /// A founder has nobody to talk to yet.
@@ -104,8 +108,10 @@ pub async fn init(dir: &Path, init: &Init) -> Result<Identity, ApiError> {
     let fleet = identity.request();
     let config = StoreConfig { id: FOUNDER.0, fleet, profile: Profile::Lan };
     let open = Store::open(dir, &config, Alone).await;
-    let store =
-        open.map_err(|e| fail(WHAT, e, "run `skein init` again, or empty the state folder"))?;
+    let store = open.map_err(|e| {
+        let next = e.next(init.name.as_str());
+        fail(WHAT, e, &next)
+    })?;
     let result = found(&store, &identity, fleet, init, pool).await;
     store.stop().await;
     result?;
@@ -258,6 +264,10 @@ fn forget_what_was(dir: &Path, what: &'static str) -> Result<(), ApiError> {
     let removed = Book::load(&dir.join("whereabouts.json")).removed();
     if !aside && !removed {
         return Ok(());
+    }
+    if is_in_use(dir) {
+        let why = format!("the daemon of {}, its former self, still runs here", m.name);
+        return Err(fail(what, why, "stop it, and run the command again: systemctl stop skein"));
     }
     if removed && !aside {
         // Nothing in it counts any more, and the next node's store has another owner.
