@@ -134,9 +134,10 @@ pub async fn run<E: Env>(
     let gossiper = Gossiper::new(&shared, (identity.uuid(), member.node.0), &config);
     vital.spawn("gossip", gossiper.run());
     let metrics = start_agents(&vital, shared.clone(), &identity, &config, &paths);
+    let watch = watch_raft(shared.clone(), transport.clone(), fatal.clone());
+    vital.spawn("raft watch", watch);
     let backend = start_control(&vital, shared, transport, metrics);
     serve(&scope, &fatal, backend, server_tls, listeners);
-    vital.spawn("raft watch", watch_raft(store.clone(), fatal.clone()));
     end(&scope, &store, ended).await
 }
 
@@ -292,12 +293,16 @@ async fn open_key<W: crate::env::Wire>(
 }
 
 /// Ends the daemon when Raft has stopped here, which it does when the disk fails.
-async fn watch_raft<W: crate::env::Wire>(
-    store: Store<NodeTransport<W>>,
+async fn watch_raft<E: Env>(
+    shared: Shared<E>,
+    transport: NodeTransport<E::Wire>,
     fatal: mpsc::Sender<String>,
 ) {
     loop {
-        if let Some(why) = store.status().stopped {
+        if let Some(why) = shared.store.status().stopped {
+            tracing::error!(%why, "raft has stopped: nothing is acknowledged any more");
+            shared.own.update(|own| own.ending = Some(why.clone()));
+            reporter::last_words(shared.me, &shared.store, &transport, &shared.own).await;
             let _ = fatal.try_send(format!("raft has stopped: {why}"));
             return;
         }

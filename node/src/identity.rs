@@ -78,9 +78,7 @@ pub enum IdentityError {
         why: String,
     },
     /// A newer daemon wrote it.
-    #[error(
-        "{path} was written by a newer skein (format {found}, this one knows {VERSION})"
-    )]
+    #[error("{path} was written by a newer skein (format {found}, this one knows {VERSION})")]
     Newer {
         /// The file.
         path: PathBuf,
@@ -96,7 +94,9 @@ impl IdentityError {
             Self::Missing(_) => {
                 "run `skein init` on the first machine, or `skein join TICKET` on another"
             }
-            Self::NotMember => "run `skein join TICKET` again, or `skein init` if it is to found a fleet",
+            Self::NotMember => {
+                "run `skein join TICKET` again, or `skein init` if it is to found a fleet"
+            }
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 "free space there and run the command again"
             }
@@ -104,7 +104,9 @@ impl IdentityError {
             Self::Damaged { .. } => {
                 "put the file back, or empty the state folder and run `skein join TICKET --replaces NAME`"
             }
-            Self::Newer { .. } => "install the newer skein on this machine again; nothing was changed",
+            Self::Newer { .. } => {
+                "install the newer skein on this machine again; nothing was changed"
+            }
         }
     }
 }

@@ -6,7 +6,10 @@ use clap::error::ErrorKind;
 fn main() -> std::process::ExitCode {
     let cli = match node::cli::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) if e.use_stderr() && e.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+        Err(e)
+            if e.use_stderr()
+                && e.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
             let e = node::cli::misunderstood(&e);
             node::cli::show_failure(&e);
             return std::process::ExitCode::from(e.code);

@@ -151,14 +151,20 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Result {
     let name = node_name(args.name, &config, WHAT)?;
     let replaces = args.replaces.map(|r| r.parse::<Name>()).transpose();
     let replaces = replaces.map_err(|e| usage(WHAT, e, "--replaces takes a node's name"))?;
-    let identity = enter::join(&args.places.state_dir, &ticket, &name, replaces.as_ref()).await?;
+    let joined = enter::join(&args.places.state_dir, &ticket, &name, replaces.as_ref()).await?;
     output::note(format!("this machine, {name}, was admitted"));
+    if let Some((route, pool)) = joined.clash {
+        output::note(format!(
+            "warning: its own route to {route} overlaps the fleet's IPv4 pool {pool}: where an overlay address is in \
+             both, one of the two is not reached; move that route, or found the fleet with another --ipv4-pool"
+        ));
+    }
     if !args.foreground {
         service::install(&args.places)?;
         output::note("see `skein status`");
         return Ok(());
     }
-    run_daemon(global, identity, config, &args.places).await
+    run_daemon(global, joined.identity, config, &args.places).await
 }
 
 pub(super) async fn daemon(global: &Global, places: Places) -> Result {
@@ -217,11 +223,16 @@ fn after(e: &DaemonError, name: &str) -> String {
         DaemonError::Listen(e) if e.by.is_skein() => {
             "it runs already: see `skein status`; to start it anew: systemctl restart skein".into()
         }
-        DaemonError::Listen(_) => "end what listens there (ss -lntxp), or choose other addresses in /etc/skein/skein.toml".into(),
+        DaemonError::Listen(_) => {
+            "end what listens there (ss -lntxp), or choose other addresses in /etc/skein/skein.toml"
+                .into()
+        }
         DaemonError::Ended(why) if why.contains("disk") => {
             "free space or mend the disk, then start the daemon again: systemctl start skein".into()
         }
-        DaemonError::Ended(_) => "see the log above; to start it again: systemctl start skein".into(),
+        DaemonError::Ended(_) => {
+            "see the log above; to start it again: systemctl start skein".into()
+        }
     }
 }
 

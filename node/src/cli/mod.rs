@@ -148,7 +148,8 @@ pub async fn run(cli: Cli) -> Result {
 pub fn misunderstood(e: &clap::Error) -> ApiError {
     let text = e.render().to_string();
     let said = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more");
-    let why: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).filter(said).collect();
+    let why: Vec<&str> =
+        text.lines().map(str::trim).filter(|l| !l.is_empty()).filter(said).collect();
     let why = why.join(" ").trim_start_matches("error:").trim().to_owned();
     // The words before the first option or argument are the command.
     let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage:")).unwrap_or("skein");

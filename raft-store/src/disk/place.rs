@@ -21,9 +21,7 @@ pub enum OpenError {
     #[error("the store {0} is in use: a skein daemon runs already on this state folder")]
     InUse(PathBuf),
     /// It was written by a newer daemon.
-    #[error(
-        "the store {path} has format {found}, this skein knows {FORMAT}"
-    )]
+    #[error("the store {path} has format {found}, this skein knows {FORMAT}")]
     Newer {
         /// The folder.
         path: PathBuf,

@@ -197,10 +197,12 @@ impl StoreError {
                 "skein ticket create on another member, then here: skein join TICKET --replaces {name}"
             ),
             Self::Open(OpenError::Foreign { .. }) => {
-                "put that fleet's state folder back, or empty this one and join with a ticket".into()
+                "put that fleet's state folder back, or empty this one and join with a ticket"
+                    .into()
             }
             Self::Open(OpenError::Io { .. }) => {
-                "free space or mend the disk, then start the daemon again: systemctl start skein".into()
+                "free space or mend the disk, then start the daemon again: systemctl start skein"
+                    .into()
             }
             Self::Content(_) | Self::Raft(_) => format!(
                 "see the log; to give up what lies here: empty the state folder, then skein join TICKET --replaces {name}"
