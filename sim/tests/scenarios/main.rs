@@ -25,3 +25,5 @@ mod surface;
 mod tickets;
 mod vip;
 mod voters;
+mod wrong_host;
+mod wrong_input;
