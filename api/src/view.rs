@@ -330,7 +330,7 @@ impl Scene<'_> {
     pub fn problems(&self) -> Vec<String> {
         if self.view.removed {
             return vec![
-                "this node was removed from the fleet; to take it back, empty its state folder and join with a new ticket".into(),
+                "this node was removed from the fleet; to take it back, stop its daemon (systemctl stop skein) and run `skein join TICKET` with a new ticket".into(),
             ];
         }
         let mut problems = Vec::new();
