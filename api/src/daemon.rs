@@ -73,6 +73,9 @@ pub struct FleetView {
 pub struct NodeView {
     /// Whether it is heard.
     pub health: Health,
+    /// How long it has been silent, in milliseconds, as far as that is known.
+    #[serde(default)]
+    pub silent_ms: Option<u64>,
     /// Its newest report.
     pub report: Option<Report>,
 }

@@ -60,10 +60,7 @@ impl Scene<'_> {
     pub fn node_waits(&self, n: &Node) -> Vec<String> {
         let mut waits = Vec::new();
         if self.health(n.id) == Health::Lost {
-            waits.push(format!(
-                "{} is not heard of: is it running, and does its network reach the others?",
-                n.name
-            ));
+            waits.push(self.silence(n));
         }
         if self.health(n.id) == Health::Unknown {
             waits.push(format!("word from {}: it has not been heard of yet", n.name));
@@ -89,6 +86,21 @@ impl Scene<'_> {
             }
         }
         waits
+    }
+
+    /// Says of a lost node since when it is, and why, if it said so before it ended.
+    fn silence(&self, n: &Node) -> String {
+        let view = self.view.nodes.get(&n.id);
+        let silent = view.and_then(|v| v.silent_ms).map(|ms| age(UnixMillis(0), UnixMillis(ms)));
+        let since = silent.map_or_else(String::new, |age| format!(" (for {age})"));
+        let report = view.and_then(|v| v.report.as_ref());
+        match report.and_then(|r| r.last_words.as_deref()) {
+            Some(words) => format!("its daemon ended: {words}{since}"),
+            None => format!(
+                "{} is not heard of: is it running, and does its network reach the others?{since}",
+                n.name
+            ),
+        }
     }
 
     fn role_wait(&self, n: &Node, a: &Assignment) -> Option<String> {
@@ -318,7 +330,7 @@ impl Scene<'_> {
     pub fn problems(&self) -> Vec<String> {
         if self.view.removed {
             return vec![
-                "this node was removed from the fleet; to take it back, empty its state folder and join with a new ticket".into(),
+                "this node was removed from the fleet; to take it back, stop its daemon (systemctl stop skein) and run `skein join TICKET` with a new ticket".into(),
             ];
         }
         let mut problems = Vec::new();

@@ -9,22 +9,33 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Release {
     /// A file on this host. It is copied, so that a later change of it does not matter until K3s is installed anew.
-    Path(PathBuf),
+    /// With a SHA-256, the copy is checked before it is used.
+    Path { path: PathBuf, sha256: Option<String> },
     /// A download; the SHA-256 in hexadecimal is checked before it is used.
     Url { url: String, sha256: String },
     /// The release that this version of Skein was built for.
     Pinned,
 }
 
+impl Release {
+    /// A file on this host that is taken as it is.
+    pub fn path(path: impl Into<PathBuf>) -> Self {
+        Self::Path { path: path.into(), sha256: None }
+    }
+}
+
 impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Path { path, .. } => write!(f, "{}", path.display()),
             Self::Url { url, .. } => f.write_str(url),
             Self::Pinned => f.write_str("the pinned release"),
         }
     }
 }
+
+/// The oldest minor release of Kubernetes 1 that Skein runs.
+pub const OLDEST_MINOR: u32 = 21;
 
 /// A K3s version such as `v1.33.5+k3s1`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +65,11 @@ impl Version {
             return None;
         }
         Some(Self { major, minor, patch, text: word.to_owned() })
+    }
+
+    /// Whether Skein can run it: before, one etcd for several servers and both families of addresses do not work.
+    pub fn is_usable(&self) -> bool {
+        self.at_least(OLDEST_MINOR, 0)
     }
 
     fn at_least(&self, minor: u32, patch: u32) -> bool {
@@ -150,6 +166,13 @@ mod tests {
         for bad in ["", "go1.16", "v1", "v1.2", "v1.2.x", "v1.2.3.4", "version"] {
             assert_eq!(Version::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn too_old_releases_are_told() {
+        let usable = |text| Version::parse(text).unwrap().is_usable();
+        assert!(!usable("v1.18.20+k3s1") && !usable("v1.20.15+k3s1") && !usable("v0.9.1"));
+        assert!(usable("v1.21.0+k3s1") && usable("v1.34.4+k3s1"));
     }
 
     #[test]

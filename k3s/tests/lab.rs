@@ -75,7 +75,7 @@ fn host(dir: &Path) -> Driver<LinuxHost> {
 
 fn wanted(program: &Path) -> RunSpec {
     let mut wanted = spec(founder());
-    wanted.release = Release::Path(program.to_owned());
+    wanted.release = Release::path(program);
     wanted.iface = "eth0".into();
     wanted.ca = Some(k3s::make_cluster_ca("lab", 1_795_000_000).unwrap());
     wanted.extra.insert("disable-agent".into(), vec!["true".into()]);

@@ -63,7 +63,7 @@ impl Place {
 
     fn run(&self) -> RunSpec {
         let mut wanted = spec(founder());
-        wanted.release = Release::Path(self.program());
+        wanted.release = Release::path(self.program());
         wanted
     }
 
@@ -237,9 +237,14 @@ async fn what_cannot_be_run_is_said_and_tried_again() {
     let place = Place::new();
     let mut wanted = place.run();
     for (release, expected) in [
-        (Release::Path(place.path("nowhere")), "cannot read"),
-        (Release::Path(place.path("plain")), "not an executable file"),
-        (Release::Path(place.path("liar")), "does not say a K3s version"),
+        (Release::path(place.path("nowhere")), "cannot read"),
+        (Release::path(place.path("plain")), "not an executable file"),
+        (Release::path(place.path("liar")), "does not say a K3s version"),
+        (Release::path(place.path("old")), "it is v1.18.20+k3s1, and the oldest"),
+        (
+            Release::Path { path: place.path("old"), sha256: Some("b".repeat(64)) },
+            "instead of bbbb",
+        ),
         (
             Release::Url { url: "http://127.0.0.1:9/k3s".into(), sha256: "short".into() },
             "64 hexadecimal digits",
@@ -250,8 +255,10 @@ async fn what_cannot_be_run_is_said_and_tried_again() {
         ),
     ] {
         fs::write(place.path("plain"), "x").unwrap();
-        fs::write(place.path("liar"), "#!/bin/sh\necho hello\n").unwrap();
-        fs::set_permissions(place.path("liar"), fs::Permissions::from_mode(0o755)).unwrap();
+        for (name, says) in [("liar", "hello"), ("old", "k3s version v1.18.20+k3s1 (abc)")] {
+            fs::write(place.path(name), format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+            fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
         wanted.release = release;
         let run = Spec::Run(Box::new(wanted.clone()));
         let saw = |turn: &Turn| {

@@ -125,7 +125,10 @@ impl Config {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|e| e.to_string())?;
+        let config: Self = toml::from_str(text).map_err(|e| {
+            let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
+            format!("line {}: {}", before.matches('\n').count() + 1, e.message())
+        })?;
         let k3s = &config.k3s;
         if k3s.binary.is_some() && k3s.url.is_some() {
             return Err("[k3s] has both `binary` and `url`: keep one".into());

@@ -1,8 +1,6 @@
 //! The wiring: opens the store, starts the loops, serves the API, and ends when something vital does. Shell.
 
 use std::future::Future;
-use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +9,6 @@ use api::tls::{Papers, TlsError};
 use raft_store::model::NodeId;
 use raft_store::raft::{Profile, Scope, Store, StoreConfig, StoreError};
 use raft_store::seal::FleetKey;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -26,6 +23,7 @@ use crate::env::Env;
 use crate::gossip::Gossiper;
 use crate::identity::{Identity, IdentityError};
 use crate::leader::{Leader, channel};
+use crate::listeners::{ListenError, Listeners, listen};
 use crate::own::OwnHandle;
 use crate::reporter;
 use crate::transport::{NodeTransport, SharedBook};
@@ -46,13 +44,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Tls(TlsError),
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// Which one.
-        address: String,
-        /// The operating system's answer.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Listen(ListenError),
     /// Something vital ended.
     #[error("{0}")]
     Ended(String),
@@ -78,7 +71,9 @@ fn profile(timers: Timers) -> Profile {
 /// Returns where this host's K3s comes from.
 pub fn release(config: &Config) -> k3s::Release {
     match (&config.k3s.binary, &config.k3s.url, &config.k3s.sha256) {
-        (Some(path), _, _) => k3s::Release::Path(path.clone()),
+        (Some(path), _, sha256) => {
+            k3s::Release::Path { path: path.clone(), sha256: sha256.clone() }
+        }
         (None, Some(url), Some(sha256)) => {
             k3s::Release::Url { url: url.clone(), sha256: sha256.clone() }
         }
@@ -101,35 +96,6 @@ pub fn papers(identity: &Identity) -> Result<Papers, IdentityError> {
     })
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
-    let first = TcpListener::bind(address).await;
-    let bound = match first {
-        // A host without IPv6 has no [::] to listen on.
-        Err(e) if address.is_ipv6() && e.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => {
-            TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], address.port()))).await
-        }
-        other => other,
-    };
-    bound.map_err(|source| DaemonError::Listen { address: address.to_string(), source })
-}
-
-/// What the daemon listens on; bound before anything else, so that a second daemon ends at once.
-struct Listeners {
-    api: TcpListener,
-    http: TcpListener,
-    local: tokio::net::UnixListener,
-}
-
-async fn listen(config: &Config, paths: &Paths) -> Result<Listeners, DaemonError> {
-    let api = bind(config.listen).await?;
-    let http = bind(config.http).await?;
-    let local = api::server::bind_local(&paths.socket).map_err(|source| DaemonError::Listen {
-        address: paths.socket.display().to_string(),
-        source,
-    })?;
-    Ok(Listeners { api, http, local })
-}
-
 /// Runs the daemon of a member until it is told to end, or something vital ends.
 ///
 /// # Errors
@@ -144,7 +110,7 @@ pub async fn run<E: Env>(
     let member = identity.membership().map_err(DaemonError::Identity)?.clone();
     let papers = papers(&identity).map_err(DaemonError::Identity)?;
     let server_tls = papers.server().map_err(DaemonError::Tls)?;
-    let listeners = listen(&config, &paths).await?;
+    let listeners = listen(&config, &paths).await.map_err(DaemonError::Listen)?;
     let transport = NodeTransport::new(env.wire(), book.clone());
     let store_config = store_config(&identity, &config).map_err(DaemonError::Identity)?;
     let opening = Store::open(&paths.state_dir, &store_config, transport.clone());
@@ -168,9 +134,10 @@ pub async fn run<E: Env>(
     let gossiper = Gossiper::new(&shared, (identity.uuid(), member.node.0), &config);
     vital.spawn("gossip", gossiper.run());
     let metrics = start_agents(&vital, shared.clone(), &identity, &config, &paths);
+    let watch = watch_raft(shared.clone(), transport.clone(), fatal.clone());
+    vital.spawn("raft watch", watch);
     let backend = start_control(&vital, shared, transport, metrics);
     serve(&scope, &fatal, backend, server_tls, listeners);
-    vital.spawn("raft watch", watch_raft(store.clone(), fatal.clone()));
     end(&scope, &store, ended).await
 }
 
@@ -326,12 +293,16 @@ async fn open_key<W: crate::env::Wire>(
 }
 
 /// Ends the daemon when Raft has stopped here, which it does when the disk fails.
-async fn watch_raft<W: crate::env::Wire>(
-    store: Store<NodeTransport<W>>,
+async fn watch_raft<E: Env>(
+    shared: Shared<E>,
+    transport: NodeTransport<E::Wire>,
     fatal: mpsc::Sender<String>,
 ) {
     loop {
-        if let Some(why) = store.status().stopped {
+        if let Some(why) = shared.store.status().stopped {
+            tracing::error!(%why, "raft has stopped: nothing is acknowledged any more");
+            shared.own.update(|own| own.ending = Some(why.clone()));
+            reporter::last_words(shared.me, &shared.store, &transport, &shared.own).await;
             let _ = fatal.try_send(format!("raft has stopped: {why}"));
             return;
         }

@@ -15,7 +15,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use raft_store::apply::{Command, FoundFleet, NewNode, Outcome, Proposal};
 use raft_store::model::{FOUNDER, Name, NodeId, RequestId, default_pools, overlap4};
 use raft_store::raft::{
-    Frame, Profile, Store, StoreConfig, Transport, TransportError, is_put_aside,
+    Frame, Profile, Store, StoreConfig, Transport, TransportError, is_in_use, is_put_aside,
 };
 use raft_store::seal::FleetKey;
 use uuid::Uuid;
@@ -45,7 +45,10 @@ fn fail(what: &str, why: impl std::fmt::Display, next: &str) -> ApiError {
 }
 
 fn identity_error(what: &'static str) -> impl Fn(IdentityError) -> ApiError {
-    move |e| fail(what, e, "mend the state folder, or empty it to start anew")
+    move |e| {
+        let next = e.next();
+        fail(what, e, next)
+    }
 }
 
 /// A founder has nobody to talk to yet.
@@ -104,8 +107,10 @@ pub async fn init(dir: &Path, init: &Init) -> Result<Identity, ApiError> {
     let fleet = identity.request();
     let config = StoreConfig { id: FOUNDER.0, fleet, profile: Profile::Lan };
     let open = Store::open(dir, &config, Alone).await;
-    let store =
-        open.map_err(|e| fail(WHAT, e, "run `skein init` again, or empty the state folder"))?;
+    let store = open.map_err(|e| {
+        let next = e.next(init.name.as_str());
+        fail(WHAT, e, &next)
+    })?;
     let result = found(&store, &identity, fleet, init, pool).await;
     store.stop().await;
     result?;
@@ -259,6 +264,10 @@ fn forget_what_was(dir: &Path, what: &'static str) -> Result<(), ApiError> {
     if !aside && !removed {
         return Ok(());
     }
+    if is_in_use(dir) {
+        let why = format!("the daemon of {}, its former self, still runs here", m.name);
+        return Err(fail(what, why, "stop it, and run the command again: systemctl stop skein"));
+    }
     if removed && !aside {
         // Nothing in it counts any more, and the next node's store has another owner.
         match std::fs::remove_dir_all(dir.join("store")) {
@@ -270,6 +279,15 @@ fn forget_what_was(dir: &Path, what: &'static str) -> Result<(), ApiError> {
     Identity::forget(dir).map_err(identity_error(what))
 }
 
+/// What came of a join.
+#[derive(Debug)]
+pub struct Joined {
+    /// The machine's identity, a member's now.
+    pub identity: Identity,
+    /// A route of this machine that overlaps the fleet's IPv4 pool, and the pool.
+    pub clash: Option<(Ipv4Net, Ipv4Net)>,
+}
+
 /// Joins a fleet with a ticket; done already is fine if it is the same fleet and name.
 ///
 /// # Errors
@@ -279,13 +297,13 @@ pub async fn join(
     ticket: &JoinTicket,
     name: &Name,
     replaces: Option<&Name>,
-) -> Result<Identity, ApiError> {
+) -> Result<Joined, ApiError> {
     const WHAT: &str = "this machine did not join";
     forget_what_was(dir, WHAT)?;
     let mut identity = load_identity(dir, WHAT)?;
     if let Ok(m) = identity.membership() {
         if m.fleet == ticket.fleet && m.name == *name {
-            return Ok(identity);
+            return Ok(Joined { identity, clash: None });
         }
         let same = if m.fleet == ticket.fleet { "this fleet" } else { "another fleet" };
         let why = format!("it is {} in {same} already", m.name);
@@ -307,11 +325,10 @@ pub async fn join(
     };
     let answer = redeem(ticket, request).await?;
     let pool: Option<Ipv4Net> = answer.ipv4_pool.parse().ok();
-    if let Some(pool) = pool
-        && let Some(route) = local_routes().iter().find(|r| overlap4(**r, pool))
-    {
-        tracing::warn!(%pool, %route, "the fleet's IPv4 pool overlaps a route of this machine: traffic to {route} may go astray");
-    }
+    let clash = pool.and_then(|pool| {
+        let route = local_routes().into_iter().find(|r| overlap4(*r, pool))?;
+        Some((route, pool))
+    });
     let members = answer.members.iter().filter_map(|w| {
         Some(Record {
             uuid: w.uuid.parse().ok()?,
@@ -331,5 +348,5 @@ pub async fn join(
         Membership { fleet: ticket.fleet, node: NodeId(answer.node_id), name: name.clone() };
     let entered = identity.enter(&answer.certificate_pem, &answer.ca_pem, membership);
     entered.map_err(identity_error(WHAT))?;
-    Ok(identity)
+    Ok(Joined { identity, clash })
 }

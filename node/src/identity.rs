@@ -78,15 +78,37 @@ pub enum IdentityError {
         why: String,
     },
     /// A newer daemon wrote it.
-    #[error(
-        "{path} was written by a newer skein (format {found}, this one knows {VERSION}): upgrade this machine's skein"
-    )]
+    #[error("{path} was written by a newer skein (format {found}, this one knows {VERSION})")]
     Newer {
         /// The file.
         path: PathBuf,
         /// Its format.
         found: u32,
     },
+}
+
+impl IdentityError {
+    /// What to do about it.
+    pub fn next(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => {
+                "run `skein init` on the first machine, or `skein join TICKET` on another"
+            }
+            Self::NotMember => {
+                "run `skein join TICKET` again, or `skein init` if it is to found a fleet"
+            }
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "free space there and run the command again"
+            }
+            Self::Io { .. } => "mend the state folder and run the command again",
+            Self::Damaged { .. } => {
+                "put the file back, or empty the state folder and run `skein join TICKET --replaces NAME`"
+            }
+            Self::Newer { .. } => {
+                "install the newer skein on this machine again; nothing was changed"
+            }
+        }
+    }
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> IdentityError + '_ {

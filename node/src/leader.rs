@@ -177,7 +177,9 @@ impl<E: Env> Leader<E> {
         let now = Instant::now().into_std();
         let node = |id: &NodeId| {
             let report = seen.seen(*id).map(|s| s.report.clone());
-            (*id, NodeView { health: seen.health(*id, now), report })
+            let silent = seen.silent_for(*id, now);
+            let silent_ms = silent.map(|s| u64::try_from(s.as_millis()).unwrap_or(u64::MAX));
+            (*id, NodeView { health: seen.health(*id, now), silent_ms, report })
         };
         FleetView {
             leader: status.leader.map(NodeId),

@@ -5,7 +5,7 @@
 //! | [`config`], [`identity`], [`whereabouts`] | what one machine knows of itself and others | mostly |
 //! | [`mod@env`] | the one seam to the outside | ports |
 //! | [`project`] | replicated state as specs for overlay and K3s | yes |
-//! | [`daemon`] | the wiring | no |
+//! | [`daemon`], [`listeners`] | the wiring, and what it listens on | no |
 //! | [`leader`], [`reporter`], [`gossip`] | loops of the control plane | no |
 //! | [`agent`] | loops that make this host be what the state says | no |
 //! | [`backend`] | the daemon as the API sees it | no |
@@ -24,6 +24,7 @@ pub mod frames;
 pub mod gossip;
 pub mod identity;
 pub mod leader;
+pub mod listeners;
 pub mod own;
 pub mod project;
 pub mod reporter;

@@ -20,6 +20,10 @@ pub struct Own {
     pub k3s_waits: Option<String>,
     /// What the overlay loop could not do.
     pub overlay_waits: Option<String>,
+    /// Which route of this host leads elsewhere with addresses of the overlay.
+    pub route_clash: Option<String>,
+    /// Why this daemon is about to end.
+    pub ending: Option<String>,
     /// Whether others refuse this node because it was removed.
     pub removed: bool,
     /// Nodes of which the leader said last that they are lost; kept while there is no leader to ask.
@@ -78,7 +82,11 @@ impl OwnHandle {
             api_detail: own.api_detail,
             vips: own.vips,
             overlay: own.overlay_waits.clone(),
-            waiting_for: own.overlay_waits.into_iter().chain(own.k3s_waits).collect(),
+            waiting_for: (own.overlay_waits.into_iter())
+                .chain(own.route_clash)
+                .chain(own.k3s_waits)
+                .collect(),
+            last_words: own.ending,
             version: crate::VERSION.into(),
         }
     }

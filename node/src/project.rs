@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use api::secrets::ClusterSecrets;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use raft_store::model::{
     Cluster, DrainStep, Generation, MoveReason, Network, Node, NodeId, Role, State, Vip, VipId,
+    overlap4,
 };
 use sdwan::{MeshSpec, PeerSpec, PrivateKey, interface_name};
 use uuid::Uuid;
@@ -121,6 +122,17 @@ pub fn lost_holders(vip: &Vip, known: Generation) -> Vec<NodeId> {
     let moves = vip.history.windows(2);
     let lost = moves.filter(|w| w[1].generation > known && w[1].reason == MoveReason::Loss);
     lost.map(|w| w[0].holder).collect()
+}
+
+/// Says which of the host's own routes overlaps a network that node `me` is in.
+pub fn route_clash(state: &State, me: NodeId, routes: &[Ipv4Net]) -> Option<String> {
+    let networks = state.nodes.get(&me)?.networks.keys().filter_map(|id| state.networks.get(id));
+    let mut pairs = networks.flat_map(|n| routes.iter().map(move |r| (n, r)));
+    let (network, route) = pairs.find(|(n, route)| overlap4(n.v4, **route))?;
+    Some(format!(
+        "its own route to {route} to go: it overlaps {} of network {}, and one of them is not reached",
+        network.v4, network.name
+    ))
 }
 
 /// Returns where a cluster's API is to be reached: its VIP, or the founder itself where it has none.
@@ -265,6 +277,17 @@ pub(crate) mod tests {
         let text = include_str!("../../raft-store/tests/golden/v1/state-lab.json");
         let envelope: serde_json::Value = serde_json::from_str(text).unwrap();
         serde_json::from_value(envelope["body"].clone()).unwrap()
+    }
+
+    #[test]
+    fn a_route_that_overlaps_the_overlay_is_told() {
+        let state = lab();
+        let (me, node) = state.nodes.iter().next().unwrap();
+        let network = &state.networks[node.networks.keys().next().unwrap()];
+        let within = Ipv4Net::new(network.v4.network(), 28).unwrap();
+        let said = route_clash(&state, *me, &[within]).unwrap();
+        assert!(said.contains(&within.to_string()) && said.contains("overlaps"), "{said}");
+        assert_eq!(route_clash(&state, *me, &["192.0.2.0/24".parse().unwrap()]), None);
     }
 
     fn secrets() -> ClusterSecrets {

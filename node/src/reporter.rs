@@ -17,6 +17,9 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// A report that took longer is overtaken by the next one.
 const DEADLINE: Duration = Duration::from_millis(400);
 
+/// How long a daemon that ends looks for a leader to tell why.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(3);
+
 /// How often it is checked, while a report is under way, whether its addressee still leads.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -56,6 +59,29 @@ pub async fn run<W: Wire>(
         if let Ok(Ok(())) = timeout(left, changes.changed()).await {
             sleep(Duration::from_millis(5)).await;
         }
+    }
+}
+
+/// Tells whoever leads why this daemon is about to end. Raft has stopped here and knows of no election any more.
+pub async fn last_words<W: Wire>(
+    me: NodeId,
+    store: &Store<NodeTransport<W>>,
+    transport: &NodeTransport<W>,
+    own: &OwnHandle,
+) {
+    let until = Instant::now() + LAST_WORDS_MAX;
+    let status = store.status();
+    let body = frames::encode(&own.report(me, status.applied));
+    while Instant::now() < until {
+        for id in status.voters.iter().filter(|id| **id != me.0) {
+            let frame = Frame { kind: frames::kind::REPORT, body: body.clone() };
+            let answer = transport.call(*id, frame, DEADLINE).await.ok();
+            let heard = answer.and_then(|a| frames::decode::<Heard>(&a.body).ok());
+            if heard.is_some_and(|h| h.leader) {
+                return;
+            }
+        }
+        sleep(PERIOD).await;
     }
 }
 

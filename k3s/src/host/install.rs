@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::command::{must, run};
 use super::files;
 use crate::observe::{Binary, Installed};
-use crate::release::{Release, Version, flags, pinned};
+use crate::release::{OLDEST_MINOR, Release, Version, flags, pinned};
 
 /// The longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -144,7 +144,10 @@ fn installed(release: &Release, folder: &Path) -> Option<Installed> {
 
 fn key(release: &Release) -> String {
     match release {
-        Release::Path(path) => format!("path {}", path.display()),
+        Release::Path { path, sha256: None } => format!("path {}", path.display()),
+        Release::Path { path, sha256: Some(sha256) } => {
+            format!("path {} {}", path.display(), sha256.to_ascii_lowercase())
+        }
         Release::Url { url, sha256 } => format!("url {url} {}", sha256.to_ascii_lowercase()),
         Release::Pinned => match pinned(std::env::consts::ARCH) {
             Some(release) => key(&release),
@@ -161,9 +164,10 @@ async fn fetch(release: Release, folder: PathBuf, progress: Progress) -> Result<
         Release::Url { url, sha256 } => {
             (download(&url, &temporary, &tell).await?, Some(sha256.to_ascii_lowercase()))
         }
-        Release::Path(source) => {
-            tell(format!("copying {}", source.display()));
-            (copy(source, temporary.clone()).await?, None)
+        Release::Path { path, sha256 } => {
+            tell(format!("copying {}", path.display()));
+            let wanted = sha256.map(|sha256| sha256.to_ascii_lowercase());
+            (copy(path, temporary.clone()).await?, wanted)
         }
         Release::Pinned => return Err("the pinned release leads to itself".to_owned()),
     };
@@ -191,7 +195,7 @@ fn resolve(release: &Release) -> Result<Release, String> {
                 std::env::consts::ARCH
             )
         }),
-        Release::Url { sha256, .. }
+        Release::Url { sha256, .. } | Release::Path { sha256: Some(sha256), .. }
             if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
         {
             Err("`sha256` must be the 64 hexadecimal digits of the binary's SHA-256".to_owned())
@@ -263,17 +267,16 @@ async fn ask(release: String, path: PathBuf, sha256: String) -> Result<Note, Str
     let version = must(&program, &["--version"])
         .await
         .map_err(|error| format!("it does not run here: {error}"))?;
-    if Version::parse(&version).is_none() {
+    let Some(parsed) = Version::parse(&version) else {
         return Err(format!(
             "it does not say a K3s version but {:?}",
             version.trim().chars().take(80).collect::<String>()
         ));
+    };
+    if !parsed.is_usable() {
+        return Err(format!("it is {parsed}, and the oldest that is run is v1.{OLDEST_MINOR}"));
     }
-    let version = version
-        .split_whitespace()
-        .find(|word| Version::parse(word).is_some())
-        .unwrap_or_default()
-        .to_owned();
+    let version = parsed.text;
     let mut found = Vec::new();
     for verb in ["server", "agent"] {
         let said = run(&program, &[verb, "--help"], "").await.map_err(|error| error.to_string())?;

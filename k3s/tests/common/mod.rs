@@ -23,7 +23,7 @@ pub(crate) fn spec(role: Role) -> RunSpec {
         cluster: "lab".into(),
         incarnation: "lab-1".into(),
         role,
-        release: Release::Path("/opt/k3s".into()),
+        release: Release::path("/opt/k3s"),
         node_ips: ips.into(),
         iface: "wg-sdwan-0a1b2c".into(),
         vips: vec!["fd5e::100".parse().unwrap(), "10.91.0.100".parse().unwrap()],

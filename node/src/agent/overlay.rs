@@ -11,8 +11,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::Shared;
+use crate::enter::local_routes;
 use crate::env::{Env, Mesh};
-use crate::project::{Local, addresses, former_holder, lost_holders, meshes};
+use crate::project::{Local, addresses, former_holder, lost_holders, meshes, route_clash};
 
 /// Without a change, the devices are looked at this often.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -31,6 +32,7 @@ pub struct OverlayAgent<E: Env> {
     former: BTreeMap<VipId, (NodeId, Instant)>,
     lost: BTreeSet<NodeId>,
     failure: Option<String>,
+    failing_since: Option<Instant>,
     metrics: watch::Sender<String>,
 }
 
@@ -51,6 +53,7 @@ impl<E: Env> OverlayAgent<E> {
             former: BTreeMap::new(),
             lost: BTreeSet::new(),
             failure: None,
+            failing_since: None,
             metrics,
         }
     }
@@ -75,6 +78,8 @@ impl<E: Env> OverlayAgent<E> {
                 }
                 self.failure.clone_from(&failure);
             }
+            let now = Instant::now();
+            self.failing_since = failure.as_ref().map(|_| self.failing_since.unwrap_or(now));
             self.tell(&state, failure);
             self.cut(dead).await;
             self.metrics.send_replace(self.mesh.metrics());
@@ -132,9 +137,13 @@ impl<E: Env> OverlayAgent<E> {
             None => mine.map(|v| PreparedVip { vip: v.id, generation: v.generation }).collect(),
             Some(_) => Vec::new(),
         };
+        let since = self.failing_since.map_or(0, |since| since.elapsed().as_secs());
+        let failure = failure.map(|why| format!("{why} (for {since} s)"));
+        let clash = route_clash(state, me, &local_routes());
         self.shared.own.update(|own| {
             own.vips = vips;
             own.overlay_waits = failure;
+            own.route_clash = clash;
         });
     }
 

@@ -73,6 +73,31 @@ fn need_root(what: &str) -> Result {
     Err(failed(what, why, "run the same command with sudo"))
 }
 
+/// The bit of CAP_NET_ADMIN (capabilities(7)).
+const NET_ADMIN: u64 = 1 << 12;
+
+/// Root of a container may lack what root has.
+fn need_net_admin(what: &str) -> Result {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    if effective.is_none_or(|has| has & NET_ADMIN != 0) {
+        return Ok(());
+    }
+    let why = "it is root without CAP_NET_ADMIN, and could make no network devices";
+    let next = "give the container or the unit that capability (--cap-add NET_ADMIN, CapabilityBoundingSet=)";
+    Err(failed(what, why, next))
+}
+
+/// A daemon that runs already goes on without TUN and says so; a machine that is not ready is not begun with.
+fn need_tun(what: &str) -> Result {
+    let why = match std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        Ok(_) => return Ok(()),
+        Err(e) => format!("/dev/net/tun, through which the overlay runs, cannot be used: {e}"),
+    };
+    Err(failed(what, why, "load the module (modprobe tun), or give the container that device"))
+}
+
 fn load_config(places: &Places) -> std::result::Result<Config, ApiError> {
     let path = places.config.clone().unwrap_or_else(|| PathBuf::from(CONFIG_FILE));
     Config::load(&path, places.config.is_some()).map_err(|e| {
@@ -96,7 +121,7 @@ fn node_name(
 
 pub(super) async fn init(global: &Global, args: InitArgs) -> Result {
     const WHAT: &str = "no fleet was founded";
-    need_root(WHAT)?;
+    need_root(WHAT).and_then(|()| need_net_admin(WHAT)).and_then(|()| need_tun(WHAT))?;
     let config = load_config(&args.places)?;
     let init = enter::Init {
         name: node_name(args.name, &config, WHAT)?,
@@ -117,7 +142,7 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Result {
 
 pub(super) async fn join(global: &Global, args: JoinArgs) -> Result {
     const WHAT: &str = "this machine did not join";
-    need_root(WHAT)?;
+    need_root(WHAT).and_then(|()| need_net_admin(WHAT)).and_then(|()| need_tun(WHAT))?;
     let config = load_config(&args.places)?;
     let ticket: JoinTicket = args
         .ticket
@@ -126,29 +151,27 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Result {
     let name = node_name(args.name, &config, WHAT)?;
     let replaces = args.replaces.map(|r| r.parse::<Name>()).transpose();
     let replaces = replaces.map_err(|e| usage(WHAT, e, "--replaces takes a node's name"))?;
-    let identity = enter::join(&args.places.state_dir, &ticket, &name, replaces.as_ref()).await?;
+    let joined = enter::join(&args.places.state_dir, &ticket, &name, replaces.as_ref()).await?;
     output::note(format!("this machine, {name}, was admitted"));
+    if let Some((route, pool)) = joined.clash {
+        output::note(format!(
+            "warning: its own route to {route} overlaps the fleet's IPv4 pool {pool}: where an overlay address is in \
+             both, one of the two is not reached; move that route, or found the fleet with another --ipv4-pool"
+        ));
+    }
     if !args.foreground {
         service::start(global, &args.places).await?;
         output::note("see `skein status`");
         return Ok(());
     }
-    run_daemon(global, identity, config, &args.places).await
+    run_daemon(global, joined.identity, config, &args.places).await
 }
 
 pub(super) async fn daemon(global: &Global, places: Places) -> Result {
     const WHAT: &str = "the daemon did not start";
-    need_root(WHAT)?;
+    need_root(WHAT).and_then(|()| need_net_admin(WHAT))?;
     let config = load_config(&places)?;
-    let identity = Identity::load(&places.state_dir).map_err(|e| {
-        let next = match &e {
-            IdentityError::Missing(_) => {
-                "run `skein init` on the first machine, or `skein join TICKET` on another"
-            }
-            _ => "mend or empty the state folder",
-        };
-        failed(WHAT, e, next)
-    })?;
+    let identity = Identity::load(&places.state_dir).map_err(|e| unusable(WHAT, e))?;
     run_daemon(global, identity, config, &places).await
 }
 
@@ -160,11 +183,9 @@ async fn run_daemon(
 ) -> Result {
     const WHAT: &str = "the daemon ended";
     start_log(global);
-    let wrong = |e: &dyn std::fmt::Display, next: &str| failed(WHAT, e, next);
-    let member =
-        identity.membership().map_err(|e| wrong(&e, "run `skein join TICKET` again"))?.clone();
-    let papers = daemon::papers(&identity).map_err(|e| wrong(&e, "mend the state folder"))?;
-    let tls = papers.client().map_err(|e| wrong(&e, "mend the state folder"))?;
+    let member = identity.membership().map_err(|e| unusable(WHAT, e))?.clone();
+    let papers = daemon::papers(&identity).map_err(|e| unusable(WHAT, e))?;
+    let tls = papers.client().map_err(|e| failed(WHAT, e, "mend the state folder"))?;
     let book = SharedBook::new(Book::load(&places.state_dir.join("whereabouts.json")));
     let manager = match config.k3s.manager {
         Manager::Auto => k3s::Manager::detect(),
@@ -181,12 +202,38 @@ async fn run_daemon(
     let env = Arc::new(LinuxEnv::new(wire, k3s));
     let paths = Paths { state_dir: places.state_dir.clone(), socket: global.socket.clone() };
     daemon::run(env, book, identity, config, paths).await.map_err(|e| {
-        let next = match &e {
-            DaemonError::Listen { .. } => "end what listens there (ss -lntp), or choose other addresses in /etc/skein/skein.toml",
-            _ => "see the log above; `skein daemon` starts it again",
-        };
-        failed(WHAT, e, next)
+        let next = after(&e, member.name.as_str());
+        failed(WHAT, e, &next)
     })
+}
+
+fn unusable(what: &str, e: IdentityError) -> ApiError {
+    let next = e.next();
+    failed(what, e, next)
+}
+
+/// What to do when the daemon of node `name` ended.
+fn after(e: &DaemonError, name: &str) -> String {
+    match e {
+        DaemonError::Identity(e) => e.next().into(),
+        DaemonError::Store(e) => e.next(name),
+        DaemonError::Tls(_) => {
+            format!("empty the state folder, then: skein join TICKET --replaces {name}")
+        }
+        DaemonError::Listen(e) if e.by.is_skein() => {
+            "it runs already: see `skein status`; to start it anew: systemctl restart skein".into()
+        }
+        DaemonError::Listen(_) => {
+            "end what listens there (ss -lntxp), or choose other addresses in /etc/skein/skein.toml"
+                .into()
+        }
+        DaemonError::Ended(why) if why.contains("disk") => {
+            "free space or mend the disk, then start the daemon again: systemctl start skein".into()
+        }
+        DaemonError::Ended(_) => {
+            "see the log above; to start it again: systemctl start skein".into()
+        }
+    }
 }
 
 fn start_log(global: &Global) {

@@ -11,6 +11,7 @@ mod service;
 use std::path::PathBuf;
 
 use api::client::ApiError;
+use api::status::detail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{CONFIG_FILE, SOCKET, STATE_DIR};
@@ -141,6 +142,20 @@ pub async fn run(cli: Cli) -> Result {
         Command::Endpoint(command) => fleet::endpoint(global, command).await,
         Command::Operator(command) => fleet::operator(global, command).await,
     }
+}
+
+/// Says a mistyped command line as any other failure.
+pub fn misunderstood(e: &clap::Error) -> ApiError {
+    let text = e.render().to_string();
+    let said = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more");
+    let why: Vec<&str> =
+        text.lines().map(str::trim).filter(|l| !l.is_empty()).filter(said).collect();
+    let why = why.join(" ").trim_start_matches("error:").trim().to_owned();
+    // The words before the first option or argument are the command.
+    let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage:")).unwrap_or("skein");
+    let words = usage.split_whitespace().take_while(|w| !w.starts_with(['-', '<', '[']));
+    let command = words.collect::<Vec<_>>().join(" ");
+    detail("invalid", "the command was not understood", why, format!("{command} --help")).into()
 }
 
 /// Shows a failure: what failed, why, what to run next.

@@ -63,9 +63,10 @@ fn colour() -> bool {
 /// Shows a failure in three lines.
 pub(super) fn failure(e: &ApiError) {
     let (red, off) = if colour() { ("\x1b[31m", "\x1b[0m") } else { ("", "") };
-    eprintln!("{red}error{off}: {}", e.what);
-    eprintln!("why:   {}", e.why);
-    eprintln!("next:  {}", e.next);
+    let one = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    eprintln!("{red}error{off}: {}", one(&e.what));
+    eprintln!("why:   {}", one(&e.why));
+    eprintln!("next:  {}", one(&e.next));
 }
 
 /// Prints a message as JSON with the schema's version.

@@ -8,7 +8,7 @@ mod snapshots;
 mod tail;
 
 pub use self::sled::{Durability, Fdatasync, Roll, SledDisk, SledOptions};
-pub use place::{OpenError, is_put_aside};
+pub use place::{OpenError, is_in_use, is_put_aside};
 pub use record::{Record, RecordError};
 pub use snapshots::{SnapshotError, Snapshots};
 

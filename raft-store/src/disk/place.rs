@@ -21,9 +21,7 @@ pub enum OpenError {
     #[error("the store {0} is in use: a skein daemon runs already on this state folder")]
     InUse(PathBuf),
     /// It was written by a newer daemon.
-    #[error(
-        "the store {path} has format {found}, this skein knows {FORMAT}: upgrade this machine's skein"
-    )]
+    #[error("the store {path} has format {found}, this skein knows {FORMAT}")]
     Newer {
         /// The folder.
         path: PathBuf,
@@ -42,7 +40,7 @@ pub enum OpenError {
     },
     /// It cannot be trusted and was put aside.
     #[error(
-        "the store is damaged ({why}) and was put aside as {quarantine}: let this machine rejoin with `skein join TICKET --replaces {{its name}}`"
+        "the store is damaged ({why}) and was put aside as {quarantine}; this machine cannot go on as the node that it was"
     )]
     Damaged {
         /// What is wrong.
@@ -52,7 +50,7 @@ pub enum OpenError {
     },
     /// It was put aside earlier; this node id must not start again with an empty log.
     #[error(
-        "the store of {owner} in {path} was damaged and put aside earlier: let this machine rejoin with `skein join TICKET --replaces {{its name}}`"
+        "the store of {owner} in {path} was damaged and put aside earlier; this machine cannot go on as the node that it was"
     )]
     Retired {
         /// The folder.
@@ -82,6 +80,11 @@ pub(super) enum Found {
     Generation(u64),
     /// A store that is not whole.
     Broken(String),
+}
+
+/// Tells whether a daemon has the store in this folder open.
+pub fn is_in_use(dir: &Path) -> bool {
+    dir.join("LOCK").exists() && matches!(lock(dir), Err(OpenError::InUse(_)))
 }
 
 /// Tells whether `owner`'s store was put aside in this folder.

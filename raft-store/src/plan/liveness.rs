@@ -28,6 +28,9 @@ pub struct Report {
     pub overlay: Option<String>,
     /// What the daemon waits for, in words, most important first.
     pub waiting_for: Vec<String>,
+    /// Why its daemon is about to end, in words.
+    #[serde(default)]
+    pub last_words: Option<String>,
     /// The daemon's version.
     pub version: String,
 }

@@ -17,5 +17,5 @@ pub use machine::{Published, StateMachine};
 pub use net::{Frame, Transport, TransportError, kind};
 pub use rt::NodeRt;
 pub use scope::Scope;
-pub use store::{Profile, RaftStatus, Store, StoreConfig, StoreError, is_put_aside};
+pub use store::{Profile, RaftStatus, Store, StoreConfig, StoreError, is_in_use, is_put_aside};
 pub use types::{Member, TypeConfig};

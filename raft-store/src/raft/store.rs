@@ -178,6 +178,39 @@ pub fn is_put_aside(dir: &Path, fleet: Uuid, id: u64) -> std::io::Result<bool> {
     crate::disk::is_put_aside(&dir.join("store"), &owner(fleet, id))
 }
 
+/// Tells whether a daemon has the store in `dir` open.
+pub fn is_in_use(dir: &Path) -> bool {
+    crate::disk::is_in_use(&dir.join("store"))
+}
+
+impl StoreError {
+    /// What to do about it, on the machine of node `name`.
+    pub fn next(&self, name: &str) -> String {
+        match self {
+            Self::Open(OpenError::InUse(_)) => {
+                "see `skein status`; to start it anew: systemctl restart skein".into()
+            }
+            Self::Open(OpenError::Newer { .. }) => {
+                "install the newer skein on this machine again; the store was left as it is".into()
+            }
+            Self::Open(OpenError::Damaged { .. } | OpenError::Retired { .. }) => format!(
+                "skein ticket create on another member, then here: skein join TICKET --replaces {name}"
+            ),
+            Self::Open(OpenError::Foreign { .. }) => {
+                "put that fleet's state folder back, or empty this one and join with a ticket"
+                    .into()
+            }
+            Self::Open(OpenError::Io { .. }) => {
+                "free space or mend the disk, then start the daemon again: systemctl start skein"
+                    .into()
+            }
+            Self::Content(_) | Self::Raft(_) => format!(
+                "see the log; to give up what lies here: empty the state folder, then skein join TICKET --replaces {name}"
+            ),
+        }
+    }
+}
+
 impl<T: Transport> Store<T> {
     /// Opens the store in `dir` on sled and starts Raft on it.
     ///

@@ -28,6 +28,7 @@ pub(super) fn report(node: NodeId, api_ready: Option<bool>) -> Report {
         vips: vec![],
         overlay: None,
         waiting_for: vec![],
+        last_words: None,
         version: "0.1.0".into(),
     }
 }
