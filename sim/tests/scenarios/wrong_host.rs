@@ -133,7 +133,7 @@ fn whoever_has_a_port_is_named() {
     let off = "pkill -9 -x skein; sleep 0.5; ip link del $(basename /sys/class/net/wg-sdwan-*)";
     lab.run("n1", &["sh", "-c", off]);
     hold("udp", 51_820);
-    lab.must(&["start", "n1"]);
+    begin(&lab, "n1", "skein daemon");
     wait_for("the overlay's port is named", 20, || {
         let waits = texts(&lab.ask("n1", &["node", "show", "n1"])?["waiting_for"]).join(" ");
         let fine = waits.contains("UDP port 51820") && waits.contains("(for ");

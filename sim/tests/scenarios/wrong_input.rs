@@ -45,7 +45,7 @@ fn what_was_mistyped_is_refused_and_changes_nothing() {
         (&["net", "show", "nope"], 3, "no network"),
         (&["net", "attach", "nope", "n1"], 3, "no such network"),
         (&["cluster", "create", "c", "--servers", "n9"], 3, "no member"),
-        (&["cluster", "create", "c", "--servers", "n1,n1"], 2, "twice"),
+        (&["cluster", "create", "c", "--servers", "n1,n2,n1"], 2, "twice"),
         (&["cluster", "create", "c", "--servers", "n1", "--network", "nope"], 3, "no such network"),
         (&["cluster", "show", "nope"], 3, "no cluster"),
         (&["cluster", "decommission", "nope", "--yes"], 3, "no cluster"),
