@@ -245,6 +245,26 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_an_hour_off_on_either_side_refuses_no_fresh_certificate() {
+        const HOUR: u64 = 3_600;
+        let fleet = Uuid::from_u128(1);
+        let ca = make_ca(fleet, NOW).unwrap();
+        let authority = Authority::open(&ca.cert_pem, &ca.key_pem).unwrap();
+        let csr = make_csr(&make_key().unwrap()).unwrap();
+        let node = authority.sign_node(&csr, fleet, Uuid::from_u128(2), NOW).unwrap();
+        let operator = authority.sign_operator(&csr, "ann", Uuid::from_u128(3), NOW).unwrap();
+        for pem in [ca.cert_pem, node, operator] {
+            let der = der(&pem);
+            let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+            for seen_at in [NOW - HOUR, NOW, NOW + HOUR] {
+                let at = i64::try_from(seen_at).unwrap();
+                let at = x509_parser::time::ASN1Time::from_timestamp(at).unwrap();
+                assert!(parsed.validity().is_valid_at(at), "{seen_at}");
+            }
+        }
+    }
+
+    #[test]
     fn certificates_name_their_holder_and_nothing_else() {
         let fleet = Uuid::from_u128(1);
         let ca = make_ca(fleet, NOW).unwrap();

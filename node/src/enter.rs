@@ -113,6 +113,14 @@ pub async fn init(dir: &Path, init: &Init) -> Result<Identity, ApiError> {
     })?;
     let result = found(&store, &identity, fleet, init, pool).await;
     store.stop().await;
+    drop(store);
+    // Raft's tasks let go of the store a moment after its end, and the daemon is to open it next.
+    for _ in 0..100 {
+        if !is_in_use(dir) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     result?;
     let membership = Membership { fleet, node: FOUNDER, name: init.name.clone() };
     let cert = identity.cert_pem().map_err(identity_error(WHAT))?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::common::{Lab, texts, wait_for};
-use crate::wrong_host::{bare, begin, next, says, sh};
+use crate::wrong_host::{bare, begin, last_lines, next, says, sh};
 
 fn members(name: &str, servers: usize, workers: usize) -> Option<Lab> {
     Lab::up(name, servers, workers, &["--k3s", "rehearsal", "--no-cluster"])
@@ -50,12 +50,12 @@ fn state_of_another_version_or_fleet_is_left_as_it_is() {
 
     let format = state.join("store/FORMAT");
     let before = replace(&format, "9\n");
-    says(&lines(daemon()), 1, "has format 9, this skein knows 1", "install the newer skein");
+    says(&last_lines(&daemon()), 1, "has format 9, this skein knows 1", "install the newer skein");
     std::fs::write(&format, before).unwrap();
 
     let owner = state.join("store/IDENTITY");
     let before = replace(&owner, "fleet=00000000-0000-0000-0000-000000000001 node=7\n");
-    says(&lines(daemon()), 1, "belongs to fleet=0000", "state folder");
+    says(&last_lines(&daemon()), 1, "belongs to fleet=0000", "state folder");
     std::fs::write(&owner, before).unwrap();
 
     let identity = state.join("identity.json");
@@ -78,14 +78,6 @@ fn state_of_another_version_or_fleet_is_left_as_it_is() {
     lab.must(&["start", "n2"]);
     ready(&lab, "n1", "n2");
     lab.down();
-}
-
-/// The last three lines: before them a daemon may have logged.
-fn lines(out: std::process::Output) -> std::process::Output {
-    let words = String::from_utf8_lossy(&out.stderr).into_owned();
-    let all: Vec<&str> = words.lines().collect();
-    let stderr = all[all.len().saturating_sub(3)..].join("\n").into_bytes();
-    std::process::Output { stderr, ..out }
 }
 
 /// The files of the current generation of a store, largest first.
@@ -118,9 +110,9 @@ fn a_damaged_store_is_put_aside_and_what_is_said_brings_the_node_back() {
     for at in (0..length).step_by(97) {
         file.write_all_at(&[0xa5], at).unwrap();
     }
-    let first = lines(lab.exec("n3", &["skein", "daemon"]));
+    let first = last_lines(&lab.exec("n3", &["skein", "daemon"]));
     says(&first, 1, "is damaged", "skein join TICKET --replaces n3");
-    let again = lines(lab.exec("n3", &["skein", "daemon"]));
+    let again = last_lines(&lab.exec("n3", &["skein", "daemon"]));
     says(&again, 1, "put aside earlier", "skein join TICKET --replaces n3");
     wait_for("the others say that it is gone, and since when", 20, || {
         let status = lab.ask("n1", &["status"])?;
@@ -184,12 +176,8 @@ fn a_full_disk_is_told_here_and_elsewhere_and_room_brings_the_node_back() {
     let Some(lab) = bare("full", 3, 0) else { return };
     small(&lab, "n3");
     lab.run("n3", &["sh", "-c", FILL]);
-    for command in ["init --foreground", "daemon"] {
-        let out = sh(&lab, "n3", &format!("exec skein {command}"));
-        if command == "init --foreground" {
-            says(&out, 1, "No space left", "free space");
-        }
-    }
+    let out = lab.exec("n3", &["skein", "init", "--foreground"]);
+    says(&out, 1, "No space left", "free space");
     lab.run("n3", &["sh", "-c", "rm -rf /var/lib/skein/*"]);
 
     begin(&lab, "n1", "skein init --foreground");
