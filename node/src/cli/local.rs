@@ -34,7 +34,7 @@ pub(super) struct InitArgs {
     /// How many nodes vote at most: 1, 3 or 5.
     #[arg(long, default_value = "5", value_parser = ["1", "3", "5"])]
     voters: String,
-    /// Stay in the foreground instead of installing skein.service.
+    /// Stay in the foreground instead of installing skein.service (without systemd: instead of going to the background).
     #[arg(long)]
     foreground: bool,
 }
@@ -52,7 +52,7 @@ pub(super) struct JoinArgs {
     /// The node whose place this machine takes, and whose former life is to end.
     #[arg(long, value_name = "NAME")]
     replaces: Option<String>,
-    /// Stay in the foreground instead of installing skein.service.
+    /// Stay in the foreground instead of installing skein.service (without systemd: instead of going to the background).
     #[arg(long)]
     foreground: bool,
 }
@@ -106,7 +106,7 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Result {
     let identity = enter::init(&args.places.state_dir, &init).await?;
     output::note(format!("this machine, {}, is the first node of a new fleet", init.name));
     if !args.foreground {
-        service::install(&args.places)?;
+        service::start(global, &args.places).await?;
         output::note(
             "to add machines, run `skein ticket create` here and the line it prints there",
         );
@@ -129,7 +129,7 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Result {
     let identity = enter::join(&args.places.state_dir, &ticket, &name, replaces.as_ref()).await?;
     output::note(format!("this machine, {name}, was admitted"));
     if !args.foreground {
-        service::install(&args.places)?;
+        service::start(global, &args.places).await?;
         output::note("see `skein status`");
         return Ok(());
     }

@@ -102,17 +102,25 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) {
     }
 }
 
-/// Says on stderr what is waited for: one changing line on a terminal, a line per change elsewhere.
-#[derive(Default)]
+/// Says on stderr what is waited for: one changing line on a terminal, a line per change elsewhere, nothing where
+/// `SKEIN_PROGRESS` is `off`.
 pub(super) struct Progress {
     last: String,
     open: bool,
+    off: bool,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        let off = std::env::var_os("SKEIN_PROGRESS").is_some_and(|v| v == "off");
+        Self { last: String::new(), open: false, off }
+    }
 }
 
 impl Progress {
     /// Shows what is waited for now.
     pub(super) fn show(&mut self, text: &str) {
-        if text == self.last {
+        if self.off || text == self.last {
             return;
         }
         text.clone_into(&mut self.last);
