@@ -6,8 +6,10 @@
 //! | [`lab`] | hosts in namespaces on one machine, with real daemons |
 //! | [`probe`] | how long an address did not answer |
 //! | [`rehearsal`] | a stand-in with K3s' command line, files and ports |
+//! | [`tutorial`] | the tutorial as a program |
 
 pub mod bench;
 pub mod lab;
 pub mod probe;
 pub mod rehearsal;
+pub mod tutorial;

@@ -60,6 +60,9 @@ const PURE: &[(&str, &[&str])] = &[
     ("sim/src/bench/turns.rs", &[]),
     ("sim/src/bench/verdict.rs", &[]),
     ("sim/src/rehearsal/table.rs", &[]),
+    ("sim/src/tutorial/matching.rs", &[]),
+    ("sim/src/tutorial/parse.rs", &[]),
+    ("sim/src/tutorial/walk.rs", &[]),
 ];
 
 /// What a pure module does not name outside its tests.

@@ -10,7 +10,7 @@ use serde_json::Value;
 const LOG: &str = "/var/log/bench.log";
 
 #[expect(clippy::disallowed_methods, reason = "the bench waits in real time")]
-pub(super) fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
@@ -32,15 +32,15 @@ pub(super) fn wait<T>(
     }
 }
 
-/// A lab of the bench's own; removed when it is dropped.
-pub(super) struct Lab {
+/// A lab of a verb's own; removed when it is dropped.
+pub(crate) struct Lab {
     name: String,
     exe: PathBuf,
 }
 
 impl Lab {
     /// Makes a lab, in place of one that an earlier run left behind.
-    pub(super) fn up(name: &str, options: &[&str]) -> Result<Self, String> {
+    pub(crate) fn up(name: &str, options: &[&str]) -> Result<Self, String> {
         let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
         let lab = Self { name: name.into(), exe };
         lab.verb(&["down"])?;
@@ -56,7 +56,7 @@ impl Lab {
     }
 
     /// A verb, ready to run.
-    pub(super) fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.exe);
         command.args(["lab", "--name", &self.name]).args(args).stdin(Stdio::null());
         command
@@ -70,7 +70,7 @@ impl Lab {
     }
 
     /// Runs a verb to its end; returns what it printed.
-    pub(super) fn verb(&self, args: &[&str]) -> Result<String, String> {
+    pub(crate) fn verb(&self, args: &[&str]) -> Result<String, String> {
         finish(&args.join(" "), self.command(args).output())
     }
 

@@ -8,7 +8,7 @@
 //! | `skein`, `keepalived` | what is done to whom |
 
 mod keepalived;
-mod lab;
+pub(crate) mod lab;
 mod machine;
 pub mod observer;
 mod plant;

@@ -6,11 +6,12 @@ use nix::unistd::geteuid;
 use super::store::{self, HostRecord, Lab};
 use super::{Result, down, faults, fleet, host, refusal, runtime, say, status, up};
 use crate::bench::Bench;
+use crate::tutorial::{self, TutorialArgs};
 
 /// `skein-sim lab`.
 #[derive(Debug, Args)]
 pub struct LabArgs {
-    /// The lab's name; several may run side by side [default: lab, for a bench: bench]
+    /// The lab's name; several may run side by side [default: lab, or what bench and tutorial are called]
     #[arg(long, global = true)]
     name: Option<String>,
     #[command(subcommand)]
@@ -102,6 +103,8 @@ enum Verb {
     /// Measure on a lab of its own, which is removed in the end.
     #[command(subcommand)]
     Bench(Bench),
+    /// Play a tutorial's commands in a lab of its own, and compare what they print with what it says.
+    Tutorial(TutorialArgs),
     /// Remove the lab and everything that it made.
     Down,
 }
@@ -131,6 +134,7 @@ pub fn run(args: LabArgs) -> std::result::Result<u8, String> {
             return Ok(0);
         }
         Verb::Bench(bench) => return crate::bench::run(&name, &bench),
+        Verb::Tutorial(args) => return tutorial::run(&name, &args),
         verb => change(&name, verb)?,
     }
     Ok(0)
@@ -138,7 +142,11 @@ pub fn run(args: LabArgs) -> std::result::Result<u8, String> {
 
 impl LabArgs {
     fn name(&self) -> String {
-        let usual = if matches!(self.verb, Verb::Bench(_)) { "bench" } else { "lab" };
+        let usual = match self.verb {
+            Verb::Bench(_) => "bench",
+            Verb::Tutorial(_) => "tutorial",
+            _ => "lab",
+        };
         self.name.clone().unwrap_or_else(|| usual.into())
     }
 }
@@ -153,6 +161,7 @@ pub fn needs(args: &LabArgs) -> std::result::Result<u8, String> {
     let mut needs = match &args.verb {
         Verb::Up(up) if Lab::load(&name)?.is_none() => runtime::needs(up.k3s())?,
         Verb::Bench(Bench::Failover(failover)) => runtime::needs(failover.k3s())?,
+        Verb::Tutorial(tutorial) => runtime::needs(tutorial.k3s())?,
         _ => Vec::new(),
     };
     if matches!(args.verb, Verb::Bench(_)) {
@@ -231,6 +240,7 @@ fn change(name: &str, verb: Verb) -> Result<()> {
         | Verb::Down
         | Verb::Exec { .. }
         | Verb::Bench(_)
+        | Verb::Tutorial(_)
         | Verb::Drain { .. }
         | Verb::Status { .. } => {}
     }
