@@ -47,6 +47,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("raft-store/src/plan", &[]),
     ("raft-store/src/raft/wire.rs", &["openraft"]),
     ("raft-store/src/seal.rs", &[]),
+    ("sdwan/src/handover.rs", &[]),
     ("sdwan/src/link/mod.rs", &[]),
     ("sdwan/src/packet.rs", &[]),
     ("sdwan/src/routing.rs", &[]),
