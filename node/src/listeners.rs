@@ -79,7 +79,8 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     bound.map_err(|source| {
         let taken = source.kind() == io::ErrorKind::AddrInUse;
         let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(read).concat();
-        let by = taken.then(|| holder(&tcp_inodes(&tables, address.port()))).unwrap_or_default();
+        let by =
+            if taken { holder(&tcp_inodes(&tables, address.port())) } else { Holder::default() };
         ListenError { address: address.to_string(), source, by }
     })
 }
