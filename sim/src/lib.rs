@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`bench`] | what the lab measures |
+//! | [`mod@bench`] | what the lab measures |
 //! | [`lab`] | hosts in namespaces on one machine, with real daemons |
 //! | [`probe`] | how long an address did not answer |
 //! | [`rehearsal`] | a stand-in with K3s' command line, files and ports |
