@@ -1,5 +1,6 @@
 //! The leader's loop: listens to reports, plans, proposes, and keeps Raft's membership. Shell.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,7 @@ pub struct Leader<E: Env> {
     seen: Option<(u64, Liveness)>,
     changed_at: Instant,
     looked_at: Instant,
+    lost: BTreeSet<NodeId>,
     planning: JoinSet<()>,
     changing: JoinSet<()>,
 }
@@ -93,6 +95,7 @@ impl<E: Env> Leader<E> {
             seen: None,
             changed_at: Instant::now(),
             looked_at: Instant::now(),
+            lost: BTreeSet::new(),
             planning: JoinSet::new(),
             changing: JoinSet::new(),
         }
@@ -128,9 +131,8 @@ impl<E: Env> Leader<E> {
             Input::Report(report, answer) => {
                 let mut heard = Heard::default();
                 if let Some((_, seen)) = &mut self.seen {
-                    let now = Instant::now().into_std();
-                    seen.report(report, now);
-                    heard = Heard { leader: true, lost: lost(&self.store.state(), seen, now) };
+                    seen.report(report, Instant::now().into_std());
+                    heard = Heard { leader: true, lost: self.lost.clone() };
                 }
                 // The asker may be gone; the report counts all the same.
                 let _ = answer.send(heard);
@@ -196,11 +198,15 @@ impl<E: Env> Leader<E> {
     /// Plans and membership changes run side by side: a VIP must not wait until a dead voter is replaced.
     fn look(&mut self) {
         self.follow_raft();
-        self.forget_after_gap(Instant::now());
-        let Some((_, seen)) = &self.seen else { return };
+        let now = Instant::now();
+        self.forget_after_gap(now);
+        let seen = self.seen.as_ref().map(|(_, seen)| seen);
+        // Once per look rather than per report: reports come from every node, ten times a second.
+        self.lost =
+            seen.map(|seen| lost(&self.store.state(), seen, now.into_std())).unwrap_or_default();
+        let Some(seen) = seen else { return };
         while self.planning.try_join_next().is_some() {}
         while self.changing.try_join_next().is_some() {}
-        let now = Instant::now();
         if self.planning.is_empty() {
             let mut commands = plan(&self.store.state(), seen, now.into_std());
             commands.extend(self.key_for_newcomer());
