@@ -260,6 +260,12 @@ impl Scene<'_> {
             version: c.version.clone().unwrap_or_default(),
             pod_cidrs: c.pods.iter().map(ToString::to_string).collect(),
             service_cidrs: c.services.iter().map(ToString::to_string).collect(),
+            etcd: c.etcd.map(|t| proto::EtcdTimers {
+                heartbeat_ms: t.heartbeat_ms,
+                election_ms: t.election_ms,
+                rtt_us: t.rtt_us,
+                sync_us: t.sync_us.unwrap_or_default(),
+            }),
             servers,
             workers,
             applied: self.applied,

@@ -8,7 +8,7 @@ use futures::future::join_all;
 use raft_store::model::NodeId;
 use raft_store::plan::quorum_needs;
 use raft_store::raft::{Store, TransportError};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::agent::Shared;
@@ -17,6 +17,7 @@ use crate::env::{Env, Wire};
 use crate::frames::{self, Gossip};
 use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
+use crate::trips::{Trips, undecided_fellows};
 use crate::whereabouts::Record;
 
 /// Pause between two rounds.
@@ -35,6 +36,7 @@ pub struct Gossiper<E: Env> {
     listen: u16,
     advertise: Vec<SocketAddr>,
     own: OwnHandle,
+    trips: Trips,
 }
 
 impl<E: Env> Gossiper<E> {
@@ -47,8 +49,16 @@ impl<E: Env> Gossiper<E> {
         let me = Record { uuid, node, incarnation, seq: 0, addresses };
         let advertise = config.advertise.clone();
         let listen = config.listen.port();
-        let mut gossiper =
-            Self { env, book, store, me, listen, advertise, own: shared.own.clone() };
+        let mut gossiper = Self {
+            env,
+            book,
+            store,
+            me,
+            listen,
+            advertise,
+            own: shared.own.clone(),
+            trips: Trips::default(),
+        };
         gossiper.look_at_self();
         gossiper
     }
@@ -61,6 +71,9 @@ impl<E: Env> Gossiper<E> {
             if news && let Err(e) = self.book.lock().save() {
                 tracing::warn!(error = %e, "whereabouts could not be saved");
             }
+            let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));
+            let trips = self.trips.end_round(fellows.as_ref());
+            self.own.update(|own| own.trips = trips);
             round = round.wrapping_add(1);
             sleep(PERIOD).await;
         }
@@ -96,7 +109,7 @@ impl<E: Env> Gossiper<E> {
         self.book.lock().merge([self.me.clone()])
     }
 
-    async fn exchange(&self, round: usize) -> bool {
+    async fn exchange(&mut self, round: usize) -> bool {
         let (records, hints) = {
             let mut book = self.book.lock();
             let state = self.store.state();
@@ -110,15 +123,25 @@ impl<E: Env> Gossiper<E> {
         let body = frames::encode(&Gossip { records: records.clone() });
         let others: Vec<&Record> = records.iter().filter(|r| r.uuid != self.me.uuid).collect();
         let first = round.wrapping_mul(FAN_OUT) % others.len().max(1);
-        let chosen = others.iter().cycle().skip(first).take(FAN_OUT.min(others.len()));
+        let turn = others.iter().copied().cycle().skip(first).take(FAN_OUT.min(others.len()));
+        let mut chosen: Vec<&Record> = turn.collect();
+        // Besides whose turn it is: those to whom the way is being measured.
+        let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));
+        let measured = |r: &&&Record| fellows.iter().flatten().any(|id| id.0 == r.node);
+        for fellow in others.iter().filter(measured) {
+            if !chosen.iter().any(|c| c.uuid == fellow.uuid) {
+                chosen.push(fellow);
+            }
+        }
         let wire = self.env.wire();
-        let asked =
-            chosen.map(|r| {
-                let (wire, body) = (wire.clone(), body.clone());
-                async move {
-                    wire.call(r.uuid, &r.addresses, (frames::kind::GOSSIP, body), DEADLINE).await
-                }
-            });
+        let asked = chosen.iter().map(|r| {
+            let (wire, body, began) = (wire.clone(), body.clone(), Instant::now());
+            async move {
+                let message = (frames::kind::GOSSIP, body);
+                let answer = wire.call(r.uuid, &r.addresses, message, DEADLINE).await;
+                (answer, NodeId(r.node), began.elapsed())
+            }
+        });
         // Without a leader a record may be of yesterday, and its address another node's by now.
         let lost = self.store.status().leader.is_none();
         let worth = |h: &&SocketAddr| lost || !records.iter().any(|r| r.addresses.contains(h));
@@ -126,7 +149,14 @@ impl<E: Env> Gossiper<E> {
             let (wire, body) = (wire.clone(), body.clone());
             async move { wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE).await }
         });
-        let (known, hinted) = futures::join!(join_all(asked), join_all(hinted));
+        let (asked, hinted) = futures::join!(join_all(asked), join_all(hinted));
+        let mut known = Vec::with_capacity(asked.len());
+        for (answer, node, took) in asked {
+            if answer.is_ok() {
+                self.trips.note(node, took);
+            }
+            known.push(answer);
+        }
         let refused = |answer: &Result<_, TransportError>| matches!(answer, Err(TransportError::Refused(why)) if why.contains("was removed from the fleet"));
         let mut news = false;
         if known.iter().any(refused) && self.book.lock().mark_removed() {

@@ -2,7 +2,7 @@
 //!
 //! | module | what | pure |
 //! |---|---|---|
-//! | [`config`], [`identity`], [`whereabouts`] | what one machine knows of itself and others | mostly |
+//! | [`config`], [`identity`], [`whereabouts`], [`trips`] | what one machine knows of itself and others | mostly |
 //! | [`mod@env`] | the one seam to the outside | ports |
 //! | [`project`] | replicated state as specs for overlay and K3s | yes |
 //! | [`daemon`], [`listeners`] | the wiring, and what it listens on | no |
@@ -29,6 +29,7 @@ pub mod own;
 pub mod project;
 pub mod reporter;
 pub mod transport;
+pub mod trips;
 pub mod whereabouts;
 
 /// The version of this build.

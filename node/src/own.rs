@@ -1,10 +1,10 @@
 //! What this node knows of itself and reports: shared by the loops that see it. Shell.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use raft_store::model::NodeId;
-use raft_store::plan::{PreparedVip, Report};
+use raft_store::plan::{Pace, PreparedVip, Report};
 use tokio::sync::watch;
 
 /// What the loops of this node have seen.
@@ -22,12 +22,36 @@ pub struct Own {
     pub overlay_waits: Option<String>,
     /// Which route of this host leads elsewhere with addresses of the overlay.
     pub route_clash: Option<String>,
+    /// Round trips to fellow servers, while their cluster is not founded.
+    pub trips: Option<BTreeMap<NodeId, u32>>,
+    /// What the disk under K3s was measured as, while the cluster is not founded.
+    pub disk: Option<Disk>,
     /// Why this daemon is about to end.
     pub ending: Option<String>,
     /// Whether others refuse this node because it was removed.
     pub removed: bool,
     /// Nodes of which the leader said last that they are lost; kept while there is no leader to ask.
     pub lost: BTreeSet<NodeId>,
+}
+
+/// How fast the disk under K3s is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// A durable write takes this long, in microseconds.
+    Sync(u32),
+    /// It cannot be measured.
+    Unmeasured,
+}
+
+impl Own {
+    /// What etcd's timers are derived from, once both halves are measured.
+    fn pace(&self) -> Option<Pace> {
+        let sync_us = match self.disk? {
+            Disk::Sync(us) => Some(us),
+            Disk::Unmeasured => None,
+        };
+        Some(Pace { rtt_us: self.trips.clone()?, sync_us })
+    }
 }
 
 /// Everybody's handle on it.
@@ -62,6 +86,11 @@ impl OwnHandle {
         self.0.borrow().lost.clone()
     }
 
+    /// Returns what is known of the disk under K3s.
+    pub fn disk(&self) -> Option<Disk> {
+        self.0.borrow().disk
+    }
+
     /// Returns a reader.
     pub fn subscribe(&self) -> watch::Receiver<Own> {
         self.0.subscribe()
@@ -75,7 +104,9 @@ impl OwnHandle {
     /// Makes the report for the leader.
     pub fn report(&self, node: NodeId, applied: u64) -> Report {
         let own = self.0.borrow().clone();
+        let pace = own.pace();
         Report {
+            pace,
             node,
             applied,
             api_ready: own.api_ready,

@@ -217,6 +217,9 @@ fn role(
         Ok::<_, String>(k3s::Join { url, token: k3s::Secret::new(token(secrets).clone()) })
     };
     match role {
+        Role::K3sServer if founds && cluster.secrets.is_none() && cluster.etcd.is_none() => {
+            Err("etcd's timers, for which round trips and disks are measured".into())
+        }
         Role::K3sServer if founds && inputs.secrets.is_none() && inputs.founding.is_none() => {
             // Its settings would lack the secrets that it was founded with.
             Err("the fleet's key, to open the cluster's secrets".into())
@@ -225,6 +228,17 @@ fn role(
         Role::K3sServer => Ok(k3s::Role::Server { join: Some(join(|s| &s.server_token)?) }),
         Role::K3sAgent => Ok(k3s::Role::Agent { join: join(|s| &s.agent_token)? }),
     }
+}
+
+/// etcd's timers as its arguments; where they are K3s' own, or were never decided, nothing is said.
+fn etcd_args(cluster: &Cluster) -> Vec<String> {
+    let decided = cluster.etcd.filter(|t| !t.are_k3s_own());
+    decided.map_or_else(Vec::new, |t| {
+        vec![
+            format!("heartbeat-interval={}", t.heartbeat_ms),
+            format!("election-timeout={}", t.election_ms),
+        ]
+    })
 }
 
 fn run_spec(
@@ -261,7 +275,7 @@ fn run_spec(
         ca: founding.map(|f| f.ca.clone()),
         cni: k3s::Cni::FlannelHostGw,
         network_policy: false,
-        etcd_args: Vec::new(),
+        etcd_args: etcd_args(cluster),
         disable: Vec::new(),
         extra: BTreeMap::new(),
         role,
@@ -341,6 +355,37 @@ pub(crate) mod tests {
         assert_eq!(former_holder(&vip, Generation(3)), Some(NodeId(5)));
         vip.history.pop();
         assert_eq!(former_holder(&vip, Generation(1)), None, "the dead finish nothing");
+    }
+
+    #[test]
+    fn a_founder_waits_for_etcds_timers_and_all_servers_start_with_the_same() {
+        let mut state = lab();
+        let sealed = {
+            let c = state.clusters.values_mut().next().unwrap();
+            (c.etcd, c.secrets.take())
+        };
+        assert_eq!(sealed.0, None);
+        let waits = spec(&state, 1, None, false);
+        assert!(matches!(&waits, k3s::Spec::Waiting { reason } if reason.contains("timers")));
+        let cluster = state.clusters.values_mut().next().unwrap();
+        cluster.secrets = sealed.1;
+        let args = |state: &State, id| match spec(state, id, Some(&secrets()), false) {
+            k3s::Spec::Run(run) => run.etcd_args,
+            other => panic!("{other:?}"),
+        };
+        assert!(args(&state, 1).is_empty(), "a cluster of before keeps what it was founded with");
+        let decide = |state: &mut State, rtt, sync| {
+            let timers = raft_store::plan::etcd_timers(rtt, sync);
+            state.clusters.values_mut().next().unwrap().etcd = Some(timers);
+        };
+        decide(&mut state, 900, Some(4_000));
+        let wanted = ["heartbeat-interval=100", "election-timeout=1000"];
+        assert_eq!(
+            (args(&state, 1), args(&state, 3)),
+            (wanted.map(String::from).to_vec(), wanted.map(String::from).to_vec())
+        );
+        decide(&mut state, 900, None);
+        assert!(args(&state, 1).is_empty(), "K3s' own need no argument");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::install::Fetcher;
 use super::process::Supervision;
-use super::{Host, HostError, cleanup, files, links, probe, process, systemd};
+use super::{Host, HostError, cleanup, disk, files, links, probe, process, systemd};
 use crate::observe::{Binary, Credentials, Marker, Observed, Probe, Unit};
 use crate::render::{FileSpec, Layout};
 use crate::spec::{RoleKind, Spec};
@@ -125,6 +125,12 @@ impl Host for LinuxHost {
             }
             Action::RotateLog => process::rotate(&self.config.layout.log),
         }
+    }
+
+    async fn durable_write(&self) -> Result<Duration, HostError> {
+        let folder = self.config.layout.data_dir.clone();
+        let measured = tokio::task::spawn_blocking(move || disk::durable_write(&folder)).await;
+        measured.map_err(|e| HostError::Refused(format!("the disk could not be measured: {e}")))?
     }
 }
 

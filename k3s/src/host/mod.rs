@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::observe::Observed;
 use crate::spec::Spec;
@@ -9,6 +10,7 @@ use crate::step::Action;
 
 mod cleanup;
 mod command;
+mod disk;
 mod files;
 mod install;
 mod links;
@@ -26,6 +28,8 @@ pub trait Host: Send + Sync + 'static {
     fn observe(&self, spec: &Spec) -> impl Future<Output = Result<Observed, HostError>> + Send;
     /// Does one thing, or starts it in the background where it takes long; repeating it does no harm.
     fn perform(&self, action: &Action) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Measures how long a small durable write takes where K3s keeps its data: the 95th percentile of some, within seconds.
+    fn durable_write(&self) -> impl Future<Output = Result<Duration, HostError>> + Send;
 }
 
 /// Why the machine could not be looked at or changed.

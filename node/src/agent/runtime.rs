@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use api::secrets::{CLUSTER_SECRETS, ClusterSecrets};
+use k3s::Host as _;
 use raft_store::apply::{Command, ReportPhase};
 use raft_store::model::{Assignment, Cluster, Phase, Role, State};
 use tokio::sync::watch;
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Shared;
 use super::founding;
 use crate::env::Env;
+use crate::own::Disk;
 use crate::project::{Founding, K3sInputs, endpoint_addresses, k3s_spec};
 
 /// The shortest pause between two turns.
@@ -67,6 +69,7 @@ impl<E: Env> K3sAgent<E> {
                 return now + Duration::from_secs(2);
             }
         };
+        self.measure_disk(cluster, assignment).await;
         let left = *self.left.borrow();
         let inputs = K3sInputs {
             me: self.shared.me,
@@ -86,6 +89,28 @@ impl<E: Env> K3sAgent<E> {
             self.report(state, cluster, a, &spec, &turn, founding.as_ref()).await;
         }
         turn.wake
+    }
+
+    /// Measures the disk under K3s once for each cluster that this server may found, before anything of K3s loads it.
+    async fn measure_disk(&self, cluster: Option<&Cluster>, a: Option<&Assignment>) {
+        let server = a.is_some_and(|a| a.role == Role::K3sServer && !a.leaving);
+        let due = server && cluster.is_some_and(|c| c.secrets.is_none() && c.etcd.is_none());
+        let own = &self.shared.own;
+        if !due {
+            own.update(|own| own.disk = None);
+            return;
+        }
+        if own.disk().is_some() {
+            return;
+        }
+        let disk = match self.driver.host().durable_write().await {
+            Ok(took) => Disk::Sync(u32::try_from(took.as_micros()).unwrap_or(u32::MAX)),
+            Err(error) => {
+                tracing::warn!(%error, "the disk was not measured; etcd keeps K3s' timers");
+                Disk::Unmeasured
+            }
+        };
+        own.update(|own| own.disk = Some(disk));
     }
 
     /// What this node brings as the founder, until the state has it.

@@ -127,6 +127,7 @@ impl Context<'_> {
                 pods,
                 services,
                 secrets: None,
+                etcd: None,
                 version: None,
                 ghosts: Vec::new(),
                 at: self.at,

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::reject::Rejection;
 use crate::model::{
-    ClusterId, Digest, DrainStep, Generation, MoveReason, Name, NetworkId, NodeId, Phase,
-    PublicKey, RequestId, Role, Sealed, TicketId, TicketRole, UnixMillis, VipId,
+    ClusterId, Digest, DrainStep, EtcdTimers, Generation, MoveReason, Name, NetworkId, NodeId,
+    Phase, PublicKey, RequestId, Role, Sealed, TicketId, TicketRole, UnixMillis, VipId,
 };
 
 /// A command with what its proposer minted for it.
@@ -96,6 +96,8 @@ pub enum Command {
     PrepareVip { vip: VipId, expect: Generation, to: NodeId, reason: MoveReason },
     /// Moves a VIP.
     MoveVip { vip: VipId, expect: Generation, to: NodeId, reason: MoveReason },
+    /// Decides how patient a cluster's etcd is, before its first start.
+    SetEtcdTimers { cluster: ClusterId, timers: EtcdTimers },
     /// The Kubernetes node of a removed machine, and what hung on it, is gone.
     ForgetGhost { cluster: ClusterId, name: Name },
     /// Records something seen that changes nothing else.

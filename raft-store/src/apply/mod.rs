@@ -129,6 +129,7 @@ impl Context<'_> {
             Command::MoveVip { vip, expect, to, reason } => {
                 self.move_vip(*vip, *expect, *to, *reason)
             }
+            Command::SetEtcdTimers { cluster, timers } => self.set_etcd_timers(*cluster, *timers),
             Command::ForgetGhost { cluster, name } => self.forget_ghost(*cluster, name),
             Command::Note { kind, severity, node, cluster, payload } => {
                 if nesting(payload) > NESTING_MAX {

@@ -7,8 +7,8 @@ use super::command::{Change, ReportPhase};
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
-    Assignment, ClusterId, ClusterStatus, Generation, MoveReason, NodeId, Phase, Role, Severity,
-    Vip, VipId, overlap,
+    Assignment, Cluster, ClusterId, ClusterStatus, EtcdTimers, Generation, MoveReason, NodeId,
+    Phase, Role, Severity, Vip, VipId, overlap,
 };
 
 impl Context<'_> {
@@ -54,6 +54,25 @@ impl Context<'_> {
         }
         if upgraded {
             self.emit_ready(r, before.role, cluster);
+        }
+        Ok(Change::Nothing)
+    }
+
+    /// Only before the first start: members with different timers, or all restarted at once, would cost the quorum.
+    pub(super) fn set_etcd_timers(&mut self, cluster: ClusterId, timers: EtcdTimers) -> Applied {
+        if !timers.are_valid() {
+            let why = "etcd takes a heartbeat above 0 and elections of 5 heartbeats to 50 s";
+            let next = "report this as a bug";
+            return Err(Rejection::new(
+                RejectCode::Invalid,
+                "etcd's timers were not set",
+                why,
+                next,
+            ));
+        }
+        let undecided = |c: &&mut Cluster| c.secrets.is_none() && c.etcd.is_none();
+        if let Some(c) = self.state.clusters.get_mut(&cluster).filter(undecided) {
+            c.etcd = Some(timers);
         }
         Ok(Change::Nothing)
     }

@@ -38,12 +38,48 @@ pub struct Cluster {
     pub services: Vec<IpNet>,
     /// Captured at bootstrap, sealed for purpose `cluster-secrets`.
     pub secrets: Option<Sealed>,
+    /// How patient its etcd is: decided before the first start, and never changed under a running cluster. Absent
+    /// until then, and in clusters that were founded with K3s' own timers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<EtcdTimers>,
     /// The Kubernetes version of its first server.
     pub version: Option<String>,
     /// Removed machines that Kubernetes and etcd are still to be rid of.
     pub ghosts: Vec<Ghost>,
     /// When it was made.
     pub at: UnixMillis,
+}
+
+/// How patient a cluster's etcd is, the same on all servers, and what that was derived from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdTimers {
+    /// Pause between two heartbeats of etcd's leader, in milliseconds.
+    pub heartbeat_ms: u32,
+    /// How long a member waits for a heartbeat before it stands for election, in milliseconds.
+    pub election_ms: u32,
+    /// The slowest round trip between two servers when it was decided, in microseconds; 0 with one server.
+    pub rtt_us: u32,
+    /// The slowest durable write of a server's disk then, in microseconds; absent where it was not measured.
+    pub sync_us: Option<u32>,
+}
+
+impl EtcdTimers {
+    /// What K3s sets by itself, in milliseconds: heartbeat and election.
+    pub const K3S: (u32, u32) = (500, 5_000);
+
+    /// Tells whether these are K3s' own, so that nothing needs to be set.
+    pub fn are_k3s_own(&self) -> bool {
+        (self.heartbeat_ms, self.election_ms) == Self::K3S
+    }
+
+    /// Tells whether etcd starts with them: it refuses an election time-out of less than five heartbeats or of
+    /// more than 50 s (etcd, `embed.Config.Validate`).
+    pub fn are_valid(&self) -> bool {
+        let least = self.heartbeat_ms.checked_mul(5);
+        self.heartbeat_ms > 0
+            && self.election_ms <= 50_000
+            && least.is_some_and(|l| self.election_ms >= l)
+    }
 }
 
 /// What a removed machine left behind in its cluster.

@@ -9,7 +9,9 @@ pub mod network;
 pub mod node;
 pub mod state;
 
-pub use cluster::{Assumption, Cluster, ClusterStatus, Ghost, MoveReason, NextHolder, Vip};
+pub use cluster::{
+    Assumption, Cluster, ClusterStatus, EtcdTimers, Ghost, MoveReason, NextHolder, Vip,
+};
 pub use event::{Event, EventRing, Severity};
 pub use fleet::{Fleet, Operator, Ticket, TicketRole, Tickets};
 pub use id::{

@@ -31,8 +31,20 @@ pub struct Report {
     /// Why its daemon is about to end, in words.
     #[serde(default)]
     pub last_words: Option<String>,
+    /// What etcd's timers are derived from; only from servers of a cluster that is not founded yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<Pace>,
     /// The daemon's version.
     pub version: String,
+}
+
+/// How fast a server's disk is, and the way to its fellow servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// The median round trip to each of them, in microseconds.
+    pub rtt_us: BTreeMap<NodeId, u32>,
+    /// The 95th percentile of the time that a durable write takes, in microseconds; absent where none succeeded.
+    pub sync_us: Option<u32>,
 }
 
 /// A VIP that a node could answer for.

@@ -3,11 +3,13 @@
 //! Level-triggered: each call looks at everything anew, and once its commands are applied the next call
 //! has nothing left to say.
 
+mod etcd;
 mod liveness;
 mod vip;
 mod voters;
 
-pub use liveness::{Health, Liveness, PreparedVip, Report, Seen, WINDOW};
+pub use etcd::etcd_timers;
+pub use liveness::{Health, Liveness, Pace, PreparedVip, Report, Seen, WINDOW};
 pub use vip::{Candidate, best_candidate, candidates, unfit};
 pub use voters::{Membership, MembershipChange, plan_membership, quorum_needs, voters_wanted};
 
@@ -36,7 +38,8 @@ const HEARD_KIND: &str = "system.instance_recovered";
 pub fn plan(state: &State, seen: &Liveness, now: Instant) -> Vec<Command> {
     let vips = state.vips.values().filter_map(|v| vip::plan_vip(state, v, seen, now));
     let notes = state.nodes.keys().filter_map(|id| note_silence(state, *id, seen, now));
-    vips.chain(notes).collect()
+    let timers = state.clusters.values().filter_map(|c| etcd::plan_timers(state, c, seen));
+    vips.chain(notes).chain(timers).collect()
 }
 
 /// Returns the members that have been silent for so long that connections to them are worth nothing.

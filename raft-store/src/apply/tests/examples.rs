@@ -53,6 +53,7 @@ fn kind(c: &Command) -> &'static str {
         Command::PrepareVip { .. } => "prepare_vip",
         Command::MoveVip { .. } => "move_vip",
         Command::ForgetGhost { .. } => "forget_ghost",
+        Command::SetEtcdTimers { .. } => "set_etcd_timers",
         Command::Note { .. } => "note",
     }
 }
@@ -63,6 +64,10 @@ fn commands() -> Vec<Command> {
     // At the end, since the requests of those above are numbered in their golden files.
     all.push(Command::DecommissionCluster { name: name("lab") });
     all.push(Command::TerminateNode { name: name("n4") });
+    all.push(Command::SetEtcdTimers {
+        cluster: ClusterId(12),
+        timers: crate::plan::etcd_timers(1_200, Some(7_000)),
+    });
     all
 }
 

@@ -252,6 +252,12 @@ fn odds() -> impl Strategy<Value = Command> {
         (any_name(), any::<u128>())
             .prop_map(|(name, n)| Command::AdmitOperator { name, serial: Uuid::from_u128(n) }),
         any_name().prop_map(|name| Command::RemoveOperator { name }),
+        (0u64..30, any::<u32>(), option::of(any::<u32>())).prop_map(|(id, rtt, sync)| {
+            Command::SetEtcdTimers {
+                cluster: ClusterId(id),
+                timers: crate::plan::etcd_timers(rtt, sync),
+            }
+        }),
     ]
 }
 
