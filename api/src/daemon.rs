@@ -78,6 +78,9 @@ pub struct NodeView {
     pub silent_ms: Option<u64>,
     /// Its newest report.
     pub report: Option<Report>,
+    /// How far its clock is ahead of the fleet's time, in milliseconds, as far as that is known.
+    #[serde(default)]
+    pub clock_ms: Option<i64>,
 }
 
 /// Where a node is reached, as the API hands it on.

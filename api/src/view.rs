@@ -4,7 +4,7 @@ use raft_store::model::{
     Assignment, Cluster, ClusterStatus, DrainStep, Node, NodeId, Phase, Role, State, UnixMillis,
     Vip,
 };
-use raft_store::plan::{Health, unfit};
+use raft_store::plan::{CLOCK_TOLERANCE, Health, unfit};
 
 use crate::daemon::FleetView;
 use crate::proto;
@@ -364,6 +364,7 @@ impl Scene<'_> {
                 _ => {}
             }
         }
+        problems.extend(self.wrong_clocks());
         for c in self.state.clusters.values() {
             match self.cluster_word(c) {
                 // That a cluster ends as it was told to is no problem.
@@ -372,6 +373,22 @@ impl Scene<'_> {
             }
         }
         problems
+    }
+
+    /// Clocks so far from the fleet's time that certificates and tokens fail.
+    fn wrong_clocks(&self) -> impl Iterator<Item = String> + '_ {
+        let tolerated = i64::try_from(CLOCK_TOLERANCE.as_millis()).unwrap_or(i64::MAX);
+        self.state.nodes.values().filter_map(move |n| {
+            let view = self.view.nodes.get(&n.id).filter(|v| v.health == Health::Live)?;
+            let ahead = view.clock_ms.filter(|ms| ms.saturating_abs() > tolerated)?;
+            let way = if ahead > 0 { "ahead of" } else { "behind" };
+            Some(format!(
+                "the clock of {} is {} s {way} the fleet's time; set it right on {}: timedatectl set-ntp true",
+                n.name,
+                ahead.unsigned_abs() / 1_000,
+                n.name
+            ))
+        })
     }
 
     /// Returns a VIP with its candidates, as the leader sees them.

@@ -121,7 +121,7 @@ impl<E: Env> Daemon for Backend<E> {
         by: &str,
         command: Command,
     ) -> Result<Change, CallError> {
-        let mut proposal = proposal(&*self.env, by, command);
+        let mut proposal = proposal(&*self.env, by, command, self.wall());
         if let Some(request) = request {
             proposal.request = request;
         }
@@ -185,7 +185,7 @@ impl<E: Env> Daemon for Backend<E> {
     }
 
     fn wall(&self) -> UnixMillis {
-        self.env.wall()
+        self.own.fleet_time(self.env.wall())
     }
 
     fn random(&self) -> [u8; 32] {

@@ -199,10 +199,10 @@ fn start_control<E: Env>(
 ) -> Arc<Backend<E>> {
     let (leader, inbox) = channel();
     let (env, store) = (shared.env.clone(), shared.store.clone());
-    let looking = Leader::new(env, store.clone(), shared.fleet_key.clone()).run(inbox);
+    let looking = Leader::new(env.clone(), store.clone(), shared.fleet_key.clone()).run(inbox);
     vital.spawn("leader", looking);
-    let reporting =
-        reporter::run(shared.me, store, transport.clone(), leader.clone(), shared.own.clone());
+    let (transport_too, own) = (transport.clone(), shared.own.clone());
+    let reporting = reporter::run(env, shared.me, store, transport_too, leader.clone(), own);
     vital.spawn("reporter", reporting);
     Arc::new(Backend {
         env: shared.env,
@@ -302,7 +302,8 @@ async fn watch_raft<E: Env>(
         if let Some(why) = shared.store.status().stopped {
             tracing::error!(%why, "raft has stopped: nothing is acknowledged any more");
             shared.own.update(|own| own.ending = Some(why.clone()));
-            reporter::last_words(shared.me, &shared.store, &transport, &shared.own).await;
+            reporter::last_words(&*shared.env, shared.me, &shared.store, &transport, &shared.own)
+                .await;
             let _ = fatal.try_send(format!("raft has stopped: {why}"));
             return;
         }

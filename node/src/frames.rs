@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use raft_store::model::NodeId;
+use raft_store::model::{NodeId, UnixMillis};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,9 @@ pub struct Heard {
     /// Nodes that have been silent for so long that nobody should wait for their answers.
     #[serde(default)]
     pub lost: BTreeSet<NodeId>,
+    /// The fleet's time when the leader answered.
+    #[serde(default)]
+    pub now: Option<UnixMillis>,
 }
 
 /// Whereabouts, either way.

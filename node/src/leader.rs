@@ -8,7 +8,8 @@ use api::daemon::{FleetView, NodeView};
 use raft_store::apply::{Command, Outcome, Proposal};
 use raft_store::model::{NodeId, RequestId, UnixMillis};
 use raft_store::plan::{
-    Liveness, Membership, MembershipChange, Report, WINDOW, lost, plan, plan_membership,
+    Liveness, Membership, MembershipChange, Report, WINDOW, clock_offsets, fleet_offset, lost,
+    plan, plan_membership,
 };
 use raft_store::raft::{ProposeError, RaftStatus, Store};
 use raft_store::seal::FleetKey;
@@ -77,6 +78,8 @@ pub struct Leader<E: Env> {
     changed_at: Instant,
     looked_at: Instant,
     lost: BTreeSet<NodeId>,
+    /// How far the fleet's time is ahead of this host's clock, in milliseconds.
+    clock_ms: i64,
     planning: JoinSet<()>,
     changing: JoinSet<()>,
 }
@@ -96,6 +99,7 @@ impl<E: Env> Leader<E> {
             changed_at: Instant::now(),
             looked_at: Instant::now(),
             lost: BTreeSet::new(),
+            clock_ms: 0,
             planning: JoinSet::new(),
             changing: JoinSet::new(),
         }
@@ -132,7 +136,9 @@ impl<E: Env> Leader<E> {
                 let mut heard = Heard::default();
                 if let Some((_, seen)) = &mut self.seen {
                     seen.report(report, Instant::now().into_std());
-                    heard = Heard { leader: true, lost: self.lost.clone() };
+                    let now = self.env.wall().0.saturating_add_signed(self.clock_ms);
+                    let now = Some(UnixMillis(now));
+                    heard = Heard { leader: true, lost: self.lost.clone(), now };
                 }
                 // The asker may be gone; the report counts all the same.
                 let _ = answer.send(heard);
@@ -177,11 +183,14 @@ impl<E: Env> Leader<E> {
         let status = self.store.status();
         let state = self.store.state();
         let now = Instant::now().into_std();
+        let offsets = clock_offsets(seen, NodeId(status.id));
+        let fleet = fleet_offset(&offsets);
         let node = |id: &NodeId| {
             let report = seen.seen(*id).map(|s| s.report.clone());
             let silent = seen.silent_for(*id, now);
             let silent_ms = silent.map(|s| u64::try_from(s.as_millis()).unwrap_or(u64::MAX));
-            (*id, NodeView { health: seen.health(*id, now), silent_ms, report })
+            let clock_ms = offsets.get(id).map(|ahead| ahead.saturating_sub(fleet));
+            (*id, NodeView { health: seen.health(*id, now), silent_ms, report, clock_ms })
         };
         FleetView {
             leader: status.leader.map(NodeId),
@@ -205,16 +214,18 @@ impl<E: Env> Leader<E> {
         self.lost =
             seen.map(|seen| lost(&self.store.state(), seen, now.into_std())).unwrap_or_default();
         let Some(seen) = seen else { return };
+        self.clock_ms = fleet_offset(&clock_offsets(seen, NodeId(self.store.status().id)));
         while self.planning.try_join_next().is_some() {}
         while self.changing.try_join_next().is_some() {}
         if self.planning.is_empty() {
             let mut commands = plan(&self.store.state(), seen, now.into_std());
             commands.extend(self.key_for_newcomer());
             let (env, store) = (self.env.clone(), self.store.clone());
+            let at = UnixMillis(env.wall().0.saturating_add_signed(self.clock_ms));
             if !commands.is_empty() {
                 self.planning.spawn(async move {
                     for command in commands {
-                        propose_own(&*env, &store, command).await;
+                        propose_own(&*env, &store, command, at).await;
                     }
                 });
             }
@@ -262,18 +273,23 @@ fn has_quorum(status: &RaftStatus) -> bool {
     leads && (alone || status.quorum_acked.is_some_and(|ago| ago < QUORUM_MAX.max(WINDOW)))
 }
 
-/// Wraps a command of the daemon's own into a proposal.
-pub fn proposal<E: Env>(env: &E, by: &str, command: Command) -> Proposal {
+/// Wraps a command into a proposal, stamped with the fleet's time.
+pub fn proposal<E: Env>(env: &E, by: &str, command: Command, at: UnixMillis) -> Proposal {
     let id = uuid::Builder::from_random_bytes(first16(env.random())).into_uuid();
-    Proposal { request: RequestId(id), at: env.wall(), by: by.into(), command }
+    Proposal { request: RequestId(id), at, by: by.into(), command }
 }
 
 fn first16(bytes: [u8; 32]) -> [u8; 16] {
     std::array::from_fn(|i| bytes[i])
 }
 
-async fn propose_own<E: Env, W: Wire>(env: &E, store: &Store<NodeTransport<W>>, command: Command) {
-    let proposal = proposal(env, "leader", command);
+async fn propose_own<E: Env, W: Wire>(
+    env: &E,
+    store: &Store<NodeTransport<W>>,
+    command: Command,
+    at: UnixMillis,
+) {
+    let proposal = proposal(env, "leader", command, at);
     match store.propose(&proposal, PROPOSE_MAX).await {
         Ok((_, Outcome::Rejected { rejection })) => {
             tracing::debug!(%rejection, "a plan was overtaken by events");

@@ -3,9 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use raft_store::model::NodeId;
+use raft_store::model::{NodeId, UnixMillis};
 use raft_store::plan::{Pace, PreparedVip, Report};
 use tokio::sync::watch;
+
+use crate::frames::Heard;
+
+/// The fleet's time is followed in steps of more than this, in milliseconds.
+const CLOCK_STEP_MS: u64 = 250;
 
 /// What the loops of this node have seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub struct Own {
     pub ending: Option<String>,
     /// Whether others refuse this node because it was removed.
     pub removed: bool,
+    /// How far the fleet's time is ahead of this host's clock, in milliseconds, by the leader's last word.
+    pub clock_ms: i64,
     /// Nodes of which the leader said last that they are lost; kept while there is no leader to ask.
     pub lost: BTreeSet<NodeId>,
 }
@@ -54,6 +61,10 @@ impl Own {
     }
 }
 
+fn signed(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}
+
 /// Everybody's handle on it.
 #[derive(Clone, Debug)]
 pub struct OwnHandle(Arc<watch::Sender<Own>>);
@@ -74,11 +85,27 @@ impl OwnHandle {
         });
     }
 
-    /// Takes in which nodes the leader calls lost; nothing is learned from no answer.
-    pub fn hear(&self, lost: Option<BTreeSet<NodeId>>) {
-        if let Some(lost) = lost {
-            self.update(|own| own.lost = lost);
+    /// Takes in a leader's answer that came between two readings of this host's clock; nothing is learned from others.
+    pub fn hear(&self, heard: Heard, (asked, answered): (UnixMillis, UnixMillis)) {
+        if !heard.leader {
+            return;
         }
+        self.update(|own| {
+            own.lost = heard.lost;
+            if let Some(now) = heard.now {
+                let here = asked.0.midpoint(answered.0);
+                let ahead = signed(now.0).saturating_sub(signed(here));
+                // Less is what the answer took to come, and not worth waking anybody.
+                if ahead.abs_diff(own.clock_ms) > CLOCK_STEP_MS {
+                    own.clock_ms = ahead;
+                }
+            }
+        });
+    }
+
+    /// Returns the fleet's time where this host's clock says `wall`.
+    pub fn fleet_time(&self, wall: UnixMillis) -> UnixMillis {
+        UnixMillis(wall.0.saturating_add_signed(self.0.borrow().clock_ms))
     }
 
     /// Returns the nodes that the leader calls lost.
@@ -101,12 +128,13 @@ impl OwnHandle {
         self.0.borrow().removed
     }
 
-    /// Makes the report for the leader.
-    pub fn report(&self, node: NodeId, applied: u64) -> Report {
+    /// Makes the report for the leader, where this host's clock says `wall`.
+    pub fn report(&self, node: NodeId, applied: u64, wall: UnixMillis) -> Report {
         let own = self.0.borrow().clone();
         let pace = own.pace();
         Report {
             pace,
+            wall: Some(wall),
             node,
             applied,
             api_ready: own.api_ready,
@@ -120,5 +148,26 @@ impl OwnHandle {
             last_words: own.ending,
             version: crate::VERSION.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fleets_time_is_followed_and_small_differences_are_not() {
+        let own = OwnHandle::default();
+        let at = UnixMillis;
+        let heard = |now: u64| Heard { leader: true, now: Some(at(now)), ..Heard::default() };
+        assert_eq!(own.fleet_time(at(9_000)), at(9_000));
+        own.hear(heard(5_000_100), (at(1_000_000), at(1_000_200)));
+        assert_eq!(own.fleet_time(at(1_000_300)), at(5_000_300));
+        own.hear(heard(5_000_400), (at(1_000_300), at(1_000_300)));
+        assert_eq!(own.fleet_time(at(1_000_300)), at(5_000_300), "a slow answer moves nothing");
+        own.hear(Heard { leader: false, ..heard(7) }, (at(0), at(0)));
+        assert_eq!(own.fleet_time(at(1_000_300)), at(5_000_300), "only a leader knows");
+        own.hear(heard(1_000_400), (at(1_000_400), at(1_000_400)));
+        assert_eq!(own.fleet_time(at(1_000_500)), at(1_000_500), "the clock was set right");
     }
 }

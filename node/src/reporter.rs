@@ -1,12 +1,13 @@
 //! Tells the leader each 100 ms how this node is, and at once when something changed. Shell.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use raft_store::model::NodeId;
 use raft_store::raft::{Frame, Store, Transport as _};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::env::Wire;
+use crate::env::{Env, Wire};
 use crate::frames::{self, Heard};
 use crate::leader::LeaderHandle;
 use crate::own::OwnHandle;
@@ -24,10 +25,11 @@ const LAST_WORDS_MAX: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Reports until the daemon ends.
-pub async fn run<W: Wire>(
+pub async fn run<E: Env>(
+    env: Arc<E>,
     me: NodeId,
-    store: Store<NodeTransport<W>>,
-    transport: NodeTransport<W>,
+    store: Store<NodeTransport<E::Wire>>,
+    transport: NodeTransport<E::Wire>,
     leader: LeaderHandle,
     own: OwnHandle,
 ) {
@@ -35,11 +37,12 @@ pub async fn run<W: Wire>(
     loop {
         let started = Instant::now();
         let status = store.status();
-        let report = own.report(me, status.applied);
+        let asked = env.wall();
+        let report = own.report(me, status.applied, asked);
         match status.leader {
             Some(id) if id == me.0 => {
                 let heard = leader.report(report).await;
-                own.hear(heard.leader.then_some(heard.lost));
+                own.hear(heard, (asked, env.wall()));
             }
             Some(id) => {
                 let frame = Frame { kind: frames::kind::REPORT, body: frames::encode(&report) };
@@ -50,7 +53,7 @@ pub async fn run<W: Wire>(
                     () = other_leader(&store, id) => None,
                 };
                 let heard = answer.and_then(|a| frames::decode::<Heard>(&a.body).ok());
-                own.hear(heard.filter(|h| h.leader).map(|h| h.lost));
+                own.hear(heard.unwrap_or_default(), (asked, env.wall()));
             }
             None => {}
         }
@@ -63,15 +66,16 @@ pub async fn run<W: Wire>(
 }
 
 /// Tells whoever leads why this daemon is about to end. Raft has stopped here and knows of no election any more.
-pub async fn last_words<W: Wire>(
+pub async fn last_words<E: Env>(
+    env: &E,
     me: NodeId,
-    store: &Store<NodeTransport<W>>,
-    transport: &NodeTransport<W>,
+    store: &Store<NodeTransport<E::Wire>>,
+    transport: &NodeTransport<E::Wire>,
     own: &OwnHandle,
 ) {
     let until = Instant::now() + LAST_WORDS_MAX;
     let status = store.status();
-    let body = frames::encode(&own.report(me, status.applied));
+    let body = frames::encode(&own.report(me, status.applied, env.wall()));
     while Instant::now() < until {
         for id in status.voters.iter().filter(|id| **id != me.0) {
             let frame = Frame { kind: frames::kind::REPORT, body: body.clone() };

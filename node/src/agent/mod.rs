@@ -58,7 +58,8 @@ impl<E: Env> Clone for Shared<E> {
 impl<E: Env> Shared<E> {
     /// Proposes a report; returns whether it was carried out. What was not is seen again by the next look.
     pub async fn propose(&self, command: Command) -> bool {
-        let proposal = proposal(&*self.env, &format!("node/{}", self.name), command);
+        let at = self.own.fleet_time(self.env.wall());
+        let proposal = proposal(&*self.env, &format!("node/{}", self.name), command, at);
         match self.store.propose(&proposal, PROPOSE_MAX).await {
             Ok((_, Outcome::Rejected { rejection })) => {
                 tracing::info!(%rejection, "a report was refused");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Generation, NodeId, VipId};
+use crate::model::{Generation, NodeId, UnixMillis, VipId};
 
 /// Without a report for this long, a node counts as lost.
 pub const WINDOW: Duration = Duration::from_millis(500);
@@ -31,6 +31,9 @@ pub struct Report {
     /// Why its daemon is about to end, in words.
     #[serde(default)]
     pub last_words: Option<String>,
+    /// Its wall clock when it reported.
+    #[serde(default)]
+    pub wall: Option<UnixMillis>,
     /// What etcd's timers are derived from; only from servers of a cluster that is not founded yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pace: Option<Pace>,
@@ -112,6 +115,11 @@ impl Liveness {
     /// Returns a node's newest report.
     pub fn seen(&self, node: NodeId) -> Option<&Seen> {
         self.seen.get(&node)
+    }
+
+    /// Returns all newest reports.
+    pub fn all(&self) -> impl Iterator<Item = (NodeId, &Seen)> {
+        self.seen.iter().map(|(id, s)| (*id, s))
     }
 
     /// Returns how long a node has been silent; absent while listening has not lasted a window.

@@ -3,11 +3,13 @@
 //! Level-triggered: each call looks at everything anew, and once its commands are applied the next call
 //! has nothing left to say.
 
+mod clock;
 mod etcd;
 mod liveness;
 mod vip;
 mod voters;
 
+pub use clock::{CLOCK_TOLERANCE, clock_offsets, fleet_offset};
 pub use etcd::etcd_timers;
 pub use liveness::{Health, Liveness, Pace, PreparedVip, Report, Seen, WINDOW};
 pub use vip::{Candidate, best_candidate, candidates, unfit};

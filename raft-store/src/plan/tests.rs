@@ -1,5 +1,6 @@
 //! Tests of what the leader proposes. Pure.
 
+mod clock;
 mod etcd;
 mod fixture;
 mod properties;

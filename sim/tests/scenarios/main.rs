@@ -9,6 +9,7 @@
 
 mod acknowledged;
 mod bench;
+mod clock;
 #[path = "../common/mod.rs"]
 mod common;
 mod device;

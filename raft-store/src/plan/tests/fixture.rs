@@ -29,6 +29,7 @@ pub(super) fn report(node: NodeId, api_ready: Option<bool>) -> Report {
         overlay: None,
         waiting_for: vec![],
         last_words: None,
+        wall: None,
         pace: None,
         version: "0.1.0".into(),
     }
