@@ -66,7 +66,8 @@ impl Scene<'_> {
             waits.push(format!("word from {}: it has not been heard of yet", n.name));
         }
         if n.key_box.is_none() {
-            waits.push("the leader to hand over the fleet's key".into());
+            let since = age(n.at, self.now);
+            waits.push(format!("the leader to hand over the fleet's key (for {since})"));
         }
         if let Some(a) = &n.assignment {
             waits.extend(self.role_wait(n, a));
@@ -118,7 +119,7 @@ impl Scene<'_> {
                 format!("a cluster to be created (for {since})")
             } else {
                 format!(
-                    "a target: {known} clusters exist, name one with `skein node assign {} k3s-agent --cluster NAME`",
+                    "a target: {known} clusters exist, name one with `skein node assign {} k3s-agent --cluster NAME` (for {since})",
                     n.name
                 )
             });
@@ -343,10 +344,14 @@ impl Scene<'_> {
         if self.view.leader.is_none() || !self.view.quorum {
             let voters: Vec<String> =
                 self.view.voters.iter().map(|v| self.state.name_of(*v)).collect();
-            problems.push(format!(
-                "no quorum: a majority of the voters ({}) does not answer; nothing can be changed, the overlay keeps its last state",
-                voters.join(", ")
-            ));
+            problems.push(if voters.is_empty() {
+                "this node knows of no voters: it has just joined, or was just removed from the fleet".into()
+            } else {
+                format!(
+                    "no quorum: a majority of the voters ({}) does not answer; nothing can be changed, the overlay keeps its last state",
+                    voters.join(", ")
+                )
+            });
         }
         for n in self.state.nodes.values() {
             let waits = self.node_waits(n);

@@ -36,6 +36,8 @@ pub struct Observed {
     pub credentials: Credentials,
     /// A wipe under way, in words.
     pub wiping: Option<String>,
+    /// What this host lacks that K3s needs, in words.
+    pub lacks: Vec<String>,
     /// The last lines of K3s' log, newest last.
     pub log_tail: Vec<String>,
     /// The size of a supervised process' log.

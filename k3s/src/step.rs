@@ -280,9 +280,10 @@ fn act(
                 actions.push(Action::Start(plan));
             }
             let text = format!(
-                "K3s to stay up: it ended ({how}), {restarts} restart(s) so far, next in {} s{}",
+                "K3s to stay up: it ended ({how}), {restarts} restart(s) so far, next in {} s{}{}",
                 wait.as_secs(),
-                said(spec, seen)
+                lacks(seen),
+                said(spec, seen, true)
             );
             Step::new(rising(spec, established), now).waiting(text)
         }
@@ -366,7 +367,7 @@ fn health(
             Step::new(if founder { Phase::Bootstrapped } else { Phase::Ready }, now)
         }
         Probe::NotYet(why) | Probe::NotReady(why) => Step::new(rising(spec, established), now)
-            .waiting(format!("K3s to be ready: {why}{}", said(spec, seen))),
+            .waiting(format!("K3s to be ready: {why}{}{}", lacks(seen), said(spec, seen, false))),
     };
     step.actions.splice(0..0, actions);
     step
@@ -385,15 +386,22 @@ fn rising(spec: &RunSpec, established: bool) -> Phase {
     }
 }
 
-/// The last line of K3s' log that tells of a failure, without secrets and control characters.
-fn said(spec: &RunSpec, seen: &Observed) -> String {
+/// What this host lacks, as a clause: before anything that K3s says itself, since it is often the cause.
+fn lacks(seen: &Observed) -> String {
+    if seen.lacks.is_empty() {
+        return String::new();
+    }
+    format!("; this host lacks {}", seen.lacks.join(" and "))
+}
+
+/// The last line of K3s' log that tells of a failure, without secrets and control characters. Only a K3s that `ended` is
+/// quoted without one: what a running one says last is seldom why it is not ready.
+fn said(spec: &RunSpec, seen: &Observed, ended: bool) -> String {
     let telling = |line: &&String| {
-        ["level=fatal", "level=error", "level=warning", "panic"]
-            .iter()
-            .any(|word| line.contains(word))
+        ["level=fatal", "level=error", "panic"].iter().any(|word| line.contains(word))
     };
-    let Some(line) = seen.log_tail.iter().rev().find(telling).or_else(|| seen.log_tail.last())
-    else {
+    let any = || seen.log_tail.last().filter(|_| ended);
+    let Some(line) = seen.log_tail.iter().rev().find(telling).or_else(any) else {
         return String::new();
     };
     let mut line: String = line.chars().filter(|letter| !letter.is_control()).take(300).collect();

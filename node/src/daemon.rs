@@ -114,7 +114,16 @@ pub async fn run<E: Env>(
     let transport = NodeTransport::new(env.wire(), book.clone());
     let store_config = store_config(&identity, &config).map_err(DaemonError::Identity)?;
     let opening = Store::open(&paths.state_dir, &store_config, transport.clone());
-    let store = opening.await.map_err(DaemonError::Store)?;
+    let store = match opening.await {
+        Ok(store) => store,
+        Err(error) => {
+            // The others would only see silence, and guess.
+            let own = OwnHandle::default();
+            own.update(|own| own.ending = Some(error.to_string()));
+            reporter::last_words(&*env, (member.node, 0), &book, &own).await;
+            return Err(DaemonError::Store(error));
+        }
+    };
     tracing::info!(node = %member.name, id = %member.node, commit = crate::COMMIT, "the daemon runs");
 
     let scope = Scope::new();
@@ -134,7 +143,7 @@ pub async fn run<E: Env>(
     let gossiper = Gossiper::new(&shared, (identity.uuid(), member.node.0), &config);
     vital.spawn("gossip", gossiper.run());
     let metrics = start_agents(&vital, shared.clone(), &identity, &config, &paths);
-    let watch = watch_raft(shared.clone(), transport.clone(), fatal.clone());
+    let watch = watch_raft(shared.clone(), fatal.clone());
     vital.spawn("raft watch", watch);
     let backend = start_control(&vital, shared, transport, metrics);
     serve(&scope, &fatal, backend, server_tls, listeners);
@@ -293,17 +302,13 @@ async fn open_key<W: crate::env::Wire>(
 }
 
 /// Ends the daemon when Raft has stopped here, which it does when the disk fails.
-async fn watch_raft<E: Env>(
-    shared: Shared<E>,
-    transport: NodeTransport<E::Wire>,
-    fatal: mpsc::Sender<String>,
-) {
+async fn watch_raft<E: Env>(shared: Shared<E>, fatal: mpsc::Sender<String>) {
     loop {
         if let Some(why) = shared.store.status().stopped {
             tracing::error!(%why, "raft has stopped: nothing is acknowledged any more");
             shared.own.update(|own| own.ending = Some(why.clone()));
-            reporter::last_words(&*shared.env, shared.me, &shared.store, &transport, &shared.own)
-                .await;
+            let me = (shared.me, shared.store.status().applied);
+            reporter::last_words(&*shared.env, me, &shared.book, &shared.own).await;
             let _ = fatal.try_send(format!("raft has stopped: {why}"));
             return;
         }

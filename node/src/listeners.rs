@@ -12,6 +12,8 @@ use crate::daemon::Paths;
 
 /// The state of a listening socket in `/proc/net/tcp`.
 const LISTENING: &str = "0A";
+/// The state of a socket without a peer in `/proc/net/udp`.
+const UNCONNECTED: &str = "07";
 
 /// An address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -79,8 +81,11 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     bound.map_err(|source| {
         let taken = source.kind() == io::ErrorKind::AddrInUse;
         let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(read).concat();
-        let by =
-            if taken { holder(&tcp_inodes(&tables, address.port())) } else { Holder::default() };
+        let by = if taken {
+            holder(&inodes(&tables, address.port(), LISTENING))
+        } else {
+            Holder::default()
+        };
         ListenError { address: address.to_string(), source, by }
     })
 }
@@ -89,12 +94,18 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// The sockets that listen on a port, in a table like `/proc/net/tcp`.
-fn tcp_inodes(table: &str, port: u16) -> Vec<String> {
+/// Returns who has a UDP port; nobody where the kernel itself has it, as WireGuard does.
+pub(crate) fn udp_holder(port: u16) -> Holder {
+    let tables = ["/proc/net/udp", "/proc/net/udp6"].map(read).concat();
+    holder(&inodes(&tables, port, UNCONNECTED))
+}
+
+/// The sockets on a port in this state, in a table like `/proc/net/tcp`.
+fn inodes(table: &str, port: u16, state: &str) -> Vec<String> {
     let port = format!(":{port:04X}");
     let listens = |line: &&str| {
         let mut words = line.split_whitespace().skip(1);
-        words.next().is_some_and(|local| local.ends_with(&port)) && words.nth(1) == Some(LISTENING)
+        words.next().is_some_and(|local| local.ends_with(&port)) && words.nth(1) == Some(state)
     };
     let lines = table.lines().filter(listens);
     lines.filter_map(|line| line.split_whitespace().nth(9).map(str::to_owned)).collect()
@@ -130,10 +141,17 @@ mod tests {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
             0: 0100007F:1D38 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0\n   \
             1: 0100007F:1D38 0100007F:9C40 01 00000000:00000000 00:00000000 00000000     0        0 4712 1 0\n";
-        assert_eq!(tcp_inodes(table, 7480), ["4711"]);
-        assert!(tcp_inodes(table, 7443).is_empty());
+        assert_eq!(inodes(table, 7480, LISTENING), ["4711"]);
+        assert!(inodes(table, 7443, LISTENING).is_empty());
         let table = "Num RefCount Protocol Flags Type St Inode Path\n0: 00000002 00000000 00010000 0001 01 99 /run/a.sock\n";
         assert_eq!(unix_inodes(table, Path::new("/run/a.sock")), ["99"]);
+    }
+
+    #[test]
+    fn who_has_a_udp_port_is_named() {
+        let socket = std::net::UdpSocket::bind("[::1]:0").unwrap();
+        let words = udp_holder(socket.local_addr().unwrap().port()).to_string();
+        assert!(words.contains(&format!("(process {})", std::process::id())), "{words}");
     }
 
     #[tokio::test]

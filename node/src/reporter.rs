@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::future::join_all;
 use raft_store::model::NodeId;
 use raft_store::raft::{Frame, Store, Transport as _};
 use tokio::time::{Instant, sleep, timeout};
@@ -11,7 +13,7 @@ use crate::env::{Env, Wire};
 use crate::frames::{self, Heard};
 use crate::leader::LeaderHandle;
 use crate::own::OwnHandle;
-use crate::transport::NodeTransport;
+use crate::transport::{NodeTransport, SharedBook};
 
 /// Pause between two reports.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -65,25 +67,24 @@ pub async fn run<E: Env>(
     }
 }
 
-/// Tells whoever leads why this daemon is about to end. Raft has stopped here and knows of no election any more.
+/// Tells whoever leads why this daemon is about to end: everybody known is asked, since Raft has stopped here, or never
+/// started, and knows of no election.
 pub async fn last_words<E: Env>(
     env: &E,
-    me: NodeId,
-    store: &Store<NodeTransport<E::Wire>>,
-    transport: &NodeTransport<E::Wire>,
+    (me, applied): (NodeId, u64),
+    book: &SharedBook,
     own: &OwnHandle,
 ) {
     let until = Instant::now() + LAST_WORDS_MAX;
-    let status = store.status();
-    let body = frames::encode(&own.report(me, status.applied, env.wall()));
+    let (records, wire) = (book.lock().records(), env.wire());
+    let body = frames::encode(&own.report(me, applied, env.wall()));
     while Instant::now() < until {
-        for id in status.voters.iter().filter(|id| **id != me.0) {
-            let frame = Frame { kind: frames::kind::REPORT, body: body.clone() };
-            let answer = transport.call(*id, frame, DEADLINE).await.ok();
-            let heard = answer.and_then(|a| frames::decode::<Heard>(&a.body).ok());
-            if heard.is_some_and(|h| h.leader) {
-                return;
-            }
+        let calls = records.iter().filter(|r| r.node != me.0).map(|r| {
+            wire.call(r.uuid, &r.addresses, (frames::kind::REPORT, body.clone()), DEADLINE)
+        });
+        let leads = |body: &Bytes| frames::decode::<Heard>(body).is_ok_and(|h| h.leader);
+        if join_all(calls).await.into_iter().flatten().any(|(_, body)| leads(&body)) {
+            return;
         }
         sleep(PERIOD).await;
     }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::install::Fetcher;
 use super::process::Supervision;
-use super::{Host, HostError, cleanup, disk, files, links, probe, process, systemd};
+use super::{Host, HostError, cleanup, disk, files, links, preflight, probe, process, systemd};
 use crate::observe::{Binary, Credentials, Marker, Observed, Probe, Unit};
 use crate::render::{FileSpec, Layout};
 use crate::spec::{RoleKind, Spec};
@@ -96,6 +96,7 @@ impl Host for LinuxHost {
             etcd_data: layout.etcd_wal().exists(),
             probe: probed(spec, &unit, layout, &credentials).await,
             wiping: self.wiping(),
+            lacks: preflight::lacks(&layout.root),
             layout: layout.clone(),
             systemd: self.config.manager == Manager::Systemd,
             unit,

@@ -16,6 +16,7 @@ mod install;
 mod links;
 mod linux;
 mod network;
+mod preflight;
 mod probe;
 mod process;
 mod systemd;

@@ -114,6 +114,7 @@ impl Fake {
             probe: Probe::NotReady("K3s does not run".into()),
             credentials: Credentials::default(),
             wiping: None,
+            lacks: Vec::new(),
             log_tail: Vec::new(),
             log_bytes: 0,
         };

@@ -10,6 +10,7 @@ use rand::TryRngCore as _;
 use uuid::Uuid;
 
 use super::{Env, Mesh, Message, Wire};
+use crate::listeners::udp_holder;
 
 /// Frames above this size travel apart from heartbeats.
 const BULK: usize = 64 * 1024;
@@ -145,7 +146,7 @@ pub struct LinuxMesh(sdwan::Overlay);
 
 impl Mesh for LinuxMesh {
     async fn apply(&mut self, specs: Vec<sdwan::MeshSpec>) -> Result<(), String> {
-        self.0.apply(specs).await.map_err(|e| e.to_string())
+        self.0.apply(specs).await.map_err(|e| in_words(&e))
     }
 
     async fn kill_flows(&self, to: Vec<IpAddr>) -> Result<usize, String> {
@@ -155,6 +156,19 @@ impl Mesh for LinuxMesh {
     fn metrics(&self) -> String {
         metrics(&self.0.status())
     }
+}
+
+/// An overlay's failure, with the process that is in the way where there is one.
+fn in_words(error: &sdwan::ApplyError) -> String {
+    let holder = match error {
+        sdwan::ApplyError::Udp { port, source }
+            if source.kind() == std::io::ErrorKind::AddrInUse =>
+        {
+            udp_holder(*port).to_string()
+        }
+        _ => String::new(),
+    };
+    format!("{error}{holder}")
 }
 
 /// Writes what the overlays counted, each metric's lines together, as Prometheus' text format 0.0.4 wants it.

@@ -100,9 +100,7 @@ impl Context<'_> {
                     Severity::Low,
                     Some(r.node),
                     Some(cluster),
-                    json!({
-                        "instance": name, "role": before.role.module(), "version": r.version,
-                    }),
+                    json!({ "instance": name, "role": before.role.module() }),
                 );
                 if founding {
                     self.start_founding(r, cluster);

@@ -114,10 +114,14 @@ fn a_damaged_store_is_put_aside_and_what_is_said_brings_the_node_back() {
     says(&first, 1, "is damaged", "skein join TICKET --replaces n3");
     let again = last_lines(&lab.exec("n3", &["skein", "daemon"]));
     says(&again, 1, "put aside earlier", "skein join TICKET --replaces n3");
-    wait_for("the others say that it is gone, and since when", 20, || {
+    wait_for("the others say why it is gone, and since when", 20, || {
         let status = lab.ask("n1", &["status"])?;
         let problems = texts(&status["problems"]).join(" ");
-        if problems.contains("n3") && problems.contains("(for ") { Ok(()) } else { Err(problems) }
+        let told = problems.contains("n3")
+            && problems.contains("its daemon ended: ")
+            && problems.contains("put aside earlier")
+            && problems.contains("(for ");
+        if told { Ok(()) } else { Err(problems) }
     });
 
     let ticket = lab.run("n1", &["skein", "ticket", "create", "-q"]);

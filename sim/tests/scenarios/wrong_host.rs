@@ -136,7 +136,9 @@ fn whoever_has_a_port_is_named() {
     begin(&lab, "n1", "skein daemon");
     wait_for("the overlay's port is named", 20, || {
         let waits = texts(&lab.ask("n1", &["node", "show", "n1"])?["waiting_for"]).join(" ");
-        let fine = waits.contains("UDP port 51820") && waits.contains("(for ");
+        let fine = waits.contains("UDP port 51820")
+            && waits.contains("perl (process ")
+            && waits.contains("(for ");
         if fine { Ok(()) } else { Err(waits) }
     });
     release();
