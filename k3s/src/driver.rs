@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::host::{Host, HostError};
 use crate::observe::{Captured, Health, Observed, Phase, Probe, Turn};
 use crate::spec::{RoleKind, Spec};
-use crate::step::step;
+use crate::step::{password_rejected, step};
 use crate::token::{Token, agent_token};
 
 /// How long one look or one change may take before the turn gives up on it.
@@ -67,8 +67,9 @@ impl<H: Host> Driver<H> {
             waiting_for,
             version,
             captured,
-            health,
             left_out: next.left_out,
+            password_rejected: health.ready != Some(true) && password_rejected(&seen.log_tail),
+            health,
             changed,
             wake: next.wake,
         }
@@ -99,6 +100,7 @@ impl<H: Host> Driver<H> {
             captured: None,
             health,
             left_out: Vec::new(),
+            password_rejected: false,
             changed: false,
             wake: now + RETRY,
         }

@@ -188,6 +188,8 @@ pub struct Turn {
     pub health: Health,
     /// Settings that the release does not know and that were left out, each with its reason.
     pub left_out: Vec<String>,
+    /// Whether the cluster refuses this host because it knows its node under another password.
+    pub password_rejected: bool,
     /// Whether anything on the host was changed.
     pub changed: bool,
     /// When to take the next turn, at the latest.

@@ -16,6 +16,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(500);
 /// How often to look at a healthy K3s.
 const CALM: Duration = Duration::from_secs(2);
+/// What an agent says whose password is not the one that its server keeps; not always as an error.
+const PASSWORD_REJECTED: &str = "Node password rejected";
 /// The size at which a supervised process' log is put aside, in bytes.
 const LOG_LIMIT: u64 = 64 << 20;
 
@@ -386,6 +388,11 @@ fn rising(spec: &RunSpec, established: bool) -> Phase {
     }
 }
 
+/// Tells whether K3s says that its server knows this node under another password: `/etc/rancher/node/password` was lost.
+pub(crate) fn password_rejected(log_tail: &[String]) -> bool {
+    log_tail.iter().any(|line| line.contains(PASSWORD_REJECTED))
+}
+
 /// What this host lacks, as a clause: before anything that K3s says itself, since it is often the cause.
 fn lacks(seen: &Observed) -> String {
     if seen.lacks.is_empty() {
@@ -398,7 +405,8 @@ fn lacks(seen: &Observed) -> String {
 /// quoted without one: what a running one says last is seldom why it is not ready.
 fn said(spec: &RunSpec, seen: &Observed, ended: bool) -> String {
     let telling = |line: &&String| {
-        ["level=fatal", "level=error", "panic"].iter().any(|word| line.contains(word))
+        let words = ["level=fatal", "level=error", "panic", PASSWORD_REJECTED];
+        words.iter().any(|word| line.contains(word))
     };
     let any = || seen.log_tail.last().filter(|_| ended);
     let Some(line) = seen.log_tail.iter().rev().find(telling).or_else(any) else {

@@ -23,6 +23,8 @@ pub struct Own {
     pub vips: Vec<PreparedVip>,
     /// What the K3s loop waits for.
     pub k3s_waits: Option<String>,
+    /// Whether the cluster refuses this host's node password.
+    pub password_rejected: bool,
     /// What the overlay loop could not do.
     pub overlay_waits: Option<String>,
     /// Which route of this host leads elsewhere with addresses of the overlay.
@@ -116,6 +118,11 @@ impl OwnHandle {
     /// Returns what is known of the disk under K3s.
     pub fn disk(&self) -> Option<Disk> {
         self.0.borrow().disk
+    }
+
+    /// Returns whether the cluster refuses this host's node password.
+    pub fn password_rejected(&self) -> bool {
+        self.0.borrow().password_rejected
     }
 
     /// Returns a reader.

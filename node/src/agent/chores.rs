@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
+use super::password::Password;
 use crate::env::Env;
 
 /// Without a change, things are looked at this often.
@@ -31,6 +32,7 @@ pub struct ChoresAgent<E: Env> {
     leaving_since: Option<Instant>,
     moved_at: Option<(u64, Instant)>,
     pods_at: Option<Instant>,
+    password: Password,
     uncordoned: bool,
 }
 
@@ -44,6 +46,7 @@ impl<E: Env> ChoresAgent<E> {
             leaving_since: None,
             moved_at: None,
             pods_at: None,
+            password: Password::default(),
             uncordoned: false,
         }
     }
@@ -71,6 +74,10 @@ impl<E: Env> ChoresAgent<E> {
             None => self.undo_cordon(state, node).await,
         }
         self.pods(state, node).await;
+        let member = self.shared.own_cluster(state).filter(|c| node.member_of(c.id).is_some());
+        if let Some(cluster) = member.filter(|_| self.password.is_due(&self.shared.own)) {
+            self.password.forget(self.kube(cluster, false), &node.name).await;
+        }
         self.ghosts(state).await;
     }
 

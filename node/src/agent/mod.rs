@@ -3,6 +3,7 @@
 pub mod chores;
 pub mod founding;
 pub mod overlay;
+mod password;
 pub mod runtime;
 
 use std::sync::Arc;

@@ -144,6 +144,7 @@ impl<E: Env> K3sAgent<E> {
             own.api_ready = ready;
             own.api_detail = detail;
             own.k3s_waits = waits;
+            own.password_rejected = turn.password_rejected;
         });
     }
 

@@ -45,6 +45,11 @@ pub(super) enum ClusterCommand {
         /// Its name.
         name: String,
     },
+    /// Say why kubectl hangs: look from this machine at each thing on its way to the API.
+    Check {
+        /// Its name.
+        name: String,
+    },
     /// End a cluster: K3s and its data are removed from all members, the VIP is released, the machines stay.
     #[command(alias = "rm")]
     Decommission {
@@ -110,6 +115,7 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result {
             let cluster = client.get(request).await?.into_inner();
             output::show(global, &cluster, || print_cluster(&cluster));
         }
+        ClusterCommand::Check { name } => super::check::run(global, &name).await?,
         ClusterCommand::Decommission { name, yes, no_wait, timeout } => {
             output::confirm(
                 yes,

@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and where it goes. Shell.
 
+mod check;
 mod cluster;
 mod connect;
 mod fleet;

@@ -69,6 +69,7 @@ fn a_cluster_through_its_life() {
     every_node_is_ready(&lab);
     pods_reach_each_other(&lab);
     a_daemon_dies_alone(&lab);
+    a_lost_node_password_is_renewed(&lab);
     a_drain_is_not_noticed(&lab);
     nothing_acknowledged_is_lost(&lab);
     pods_reach_each_other(&lab);
@@ -145,6 +146,24 @@ fn a_daemon_dies_alone(lab: &Lab) {
     lab.must(&["start", &host]);
     lab.settled("n4", 90);
     assert_eq!(k3s_pids(lab, &host), before, "K3s was not restarted");
+}
+
+/// K3s refuses a node whose password file is gone; Skein has the cluster take the new one.
+fn a_lost_node_password_is_renewed(lab: &Lab) {
+    const FILE: &str = "/etc/rancher/node/password";
+    let before = lab.run("n4", &["cat", FILE]);
+    lab.run("n4", &["sh", "-c", &format!("rm {FILE}; kill -9 $(pgrep -o -f '[k]3s agent')")]);
+    wait_for("the worker is under another password", 60, || {
+        let now = lab.exec("n4", &["cat", FILE]);
+        let renewed = now.status.success() && now.stdout != before.as_bytes();
+        if renewed { Ok(()) } else { Err("it has none yet".to_owned()) }
+    });
+    wait_for("its daemon had the cluster forget the old one", 60, || {
+        let log = lab.log("n4");
+        if log.contains("had lost its node password") { Ok(()) } else { Err(log) }
+    });
+    lab.settled("n4", 90);
+    every_node_is_ready(lab);
 }
 
 fn a_drain_is_not_noticed(lab: &Lab) {

@@ -15,6 +15,7 @@ mod common;
 mod device;
 mod flows;
 mod foreign;
+mod hanging;
 mod http;
 mod interrupted;
 mod life;
