@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Lab, have, wait_for};
+use common::{Lab, have, now, wait_for};
 use serde_json::Value;
 
 const CONFIG: &str = "/root/.kube/config";
@@ -72,6 +72,7 @@ fn a_cluster_through_its_life() {
     a_lost_node_password_is_renewed(&lab);
     a_drain_is_not_noticed(&lab);
     nothing_acknowledged_is_lost(&lab);
+    a_server_that_is_cut_off_does_not_keep_the_worker(&lab);
     pods_reach_each_other(&lab);
     lab.down();
 }
@@ -186,6 +187,42 @@ fn a_drain_is_not_noticed(lab: &Lab) {
     });
 }
 
+/// The worker's connections to a server that has just vanished without a word are whole again within 15 s: a pod and a
+/// service that are made now come up on it.
+fn what_is_made_now_reaches_the_worker(lab: &Lab, fault: &str) {
+    let began = now();
+    let name = format!("after-{fault}");
+    let made = pod("n4")
+        .replace("name: p-n4", &format!("name: {name}"))
+        .replace("app: talk", &format!("app: {name}"));
+    let service = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  ports: [{{port: 80, targetPort: 8080}}]\n"
+    );
+    lab.run("n4", &["sh", "-c", &format!("cat >/run/{name}.yaml <<'E'\n{made}{service}E")]);
+    let file = format!("/run/{name}.yaml");
+    wait_for("they are taken", 15, || kubectl(lab, &["apply", "-f", &file]));
+    let taken = began.elapsed();
+    let service = json(lab, &["get", "service", &name]).unwrap();
+    let address = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let call = format!("timeout 1 bash -c '</dev/tcp/{address}/80'");
+    wait_for("the worker reaches the new pod through the new service", 30, || {
+        let out = lab.exec("n4", &["sh", "-c", &call]);
+        if out.status.success() { Ok(()) } else { Err(format!("{address} does not answer")) }
+    });
+    let whole = began.elapsed();
+    println!("    {fault}: taken after {taken:.1?}, reached after {whole:.1?}");
+    assert!(whole < Duration::from_secs(15), "the worker was cut off for {whole:?}");
+}
+
+fn a_server_that_is_cut_off_does_not_keep_the_worker(lab: &Lab) {
+    let old = lab.holder("n4");
+    lab.must(&["cut", &old]);
+    what_is_made_now_reaches_the_worker(lab, "cut");
+    lab.must(&["heal"]);
+    lab.settled("n4", 180);
+    every_node_is_ready(lab);
+}
+
 /// Writes through the VIP, each half-second at most, while the holder loses power.
 fn nothing_acknowledged_is_lost(lab: &Lab) {
     let script = "i=0; end=$(($(date +%s) + 60)); while [ $(date +%s) -lt $end ]; do i=$((i + 1)); \
@@ -195,6 +232,7 @@ fn nothing_acknowledged_is_lost(lab: &Lab) {
     std::thread::sleep(Duration::from_secs(6));
     let old = lab.holder("n4");
     lab.must(&["kill", &old]);
+    what_is_made_now_reaches_the_worker(lab, "kill");
     lab.moved_from("n4", &old, 15);
     wait_for("kubectl works after the loss", 60, || kubectl(lab, &["get", "nodes"]));
     let written = String::from_utf8(writer.wait_with_output().unwrap().stdout).unwrap();
