@@ -53,6 +53,8 @@ const PURE: &[(&str, &[&str])] = &[
     ("sdwan/src/routing.rs", &[]),
     ("sdwan/src/spec.rs", &[]),
     ("sdwan/src/tunnel.rs", &[]),
+    ("sim/src/bench/consensus/figures.rs", &[]),
+    ("sim/src/bench/consensus/table.rs", &[]),
     ("sim/src/bench/plot.rs", &[]),
     ("sim/src/bench/record.rs", &[]),
     ("sim/src/bench/stats.rs", &[]),
