@@ -22,6 +22,8 @@ use crate::transport::NodeTransport;
 
 /// How often the leader looks at everything anew, apart from what wakes it.
 const TICK: Duration = Duration::from_millis(50);
+/// Between two looks at least this, however fast the state changes.
+const REST: Duration = Duration::from_millis(10);
 /// A leader that looked away for longer cannot tell others' silence from its own: with reports each 100 ms,
 /// nobody may yet have become lost in its eyes within this time.
 const GAP_MAX: Duration = Duration::from_millis(300);
@@ -115,7 +117,7 @@ impl<E: Env> Leader<E> {
                 },
                 index = store.changed(applied) => {
                     applied = index;
-                    next = Instant::now();
+                    next = next.min(self.looked_at + REST);
                 }
                 () = sleep_until(next) => {
                     next = Instant::now() + TICK;

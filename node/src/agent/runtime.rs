@@ -6,6 +6,7 @@ use std::time::Duration;
 use api::secrets::{CLUSTER_SECRETS, ClusterSecrets};
 use raft_store::apply::{Command, ReportPhase};
 use raft_store::model::{Assignment, Cluster, Phase, Role, State};
+use raft_store::raft::Published;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -41,17 +42,18 @@ impl<E: Env> K3sAgent<E> {
     /// Runs until the daemon ends.
     pub async fn run(mut self) {
         loop {
-            let published = self.shared.store.published();
-            let state = published.state;
+            let Published { index, state } = self.shared.store.published();
             let now = Instant::now();
             let wake = if state.fleet.is_some() {
                 self.turn(&state, now).await
             } else {
                 now + Duration::from_secs(1)
             };
+            // A state that is kept has to be copied when it changes.
+            drop(state);
             sleep(PAUSE).await;
             let left = wake.saturating_duration_since(Instant::now());
-            let _ = timeout(left, self.shared.store.changed(published.index)).await;
+            let _ = timeout(left, self.shared.store.changed(index)).await;
         }
     }
 
