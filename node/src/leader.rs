@@ -23,6 +23,10 @@ use crate::transport::NodeTransport;
 
 /// How often the leader looks at everything anew, apart from what wakes it.
 const TICK: Duration = Duration::from_millis(50);
+/// The same where this node does not lead. A new leader's first entry wakes it, and so does a report to it.
+const TICK_ASIDE: Duration = Duration::from_millis(200);
+/// Between two looks at least this, however fast the state changes.
+const REST: Duration = Duration::from_millis(10);
 /// A leader that looked away for longer cannot tell others' silence from its own: with reports each 100 ms,
 /// nobody may yet have become lost in its eyes within this time.
 const GAP_MAX: Duration = Duration::from_millis(300);
@@ -119,10 +123,10 @@ impl<E: Env> Leader<E> {
                 },
                 index = store.changed(applied) => {
                     applied = index;
-                    next = Instant::now();
+                    next = next.min(self.looked_at + REST);
                 }
                 () = sleep_until(next) => {
-                    next = Instant::now() + TICK;
+                    next = Instant::now() + if self.seen.is_some() { TICK } else { TICK_ASIDE };
                     self.look();
                 }
             }

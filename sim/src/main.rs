@@ -25,6 +25,9 @@ enum Command {
     /// Answer on every address with the host's name.
     #[command(hide = true)]
     Respond(sim::bench::responder::RespondArgs),
+    /// A daemon without K3s and overlay, for `lab bench consensus`.
+    #[command(hide = true)]
+    ConsensusNode(sim::bench::consensus::node::NodeArgs),
     /// Process 1 of a lab's host.
     #[command(hide = true)]
     LabInit {
@@ -53,6 +56,7 @@ fn main() -> std::process::ExitCode {
         Command::Probe(args) => sim::probe::run(&args),
         Command::Observe(args) => sim::bench::observer::run(args),
         Command::Respond(args) => sim::bench::responder::run(&args),
+        Command::ConsensusNode(args) => sim::bench::consensus::node::run(&args),
         Command::LabInit { dir } => sim::lab::init::run(&dir),
         Command::Rehearsal { args } => sim::rehearsal::run(&args),
     })

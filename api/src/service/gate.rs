@@ -69,8 +69,12 @@ where
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
             let caller = request.extensions().get::<Caller>().cloned().unwrap_or(Caller::Anonymous);
-            let state = daemon.state();
-            match allow(request.uri().path(), &caller, &state, |uuid| daemon.quorum_needs(uuid)) {
+            // Not kept while the call runs: a state that is looked at has to be copied when it changes.
+            let decided = {
+                let state = daemon.state();
+                allow(request.uri().path(), &caller, &state, |uuid| daemon.quorum_needs(uuid))
+            };
+            match decided {
                 Ok(actor) => {
                     request.extensions_mut().insert(Actor(actor));
                     inner.call(request).await

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use raft_store::apply::Command;
 use raft_store::model::{Cluster, Drain, DrainStep, Ghost, Name, Node, Phase, Role, State};
+use raft_store::raft::Published;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -54,12 +55,13 @@ impl<E: Env> ChoresAgent<E> {
     /// Runs until the daemon ends.
     pub async fn run(mut self) {
         loop {
-            let published = self.shared.store.published();
-            if let Some(node) = published.state.nodes.get(&self.shared.me) {
-                self.look(&published.state, node).await;
+            let Published { index, state } = self.shared.store.published();
+            if let Some(node) = state.nodes.get(&self.shared.me) {
+                self.look(&state, node).await;
             }
+            drop(state);
             sleep(Duration::from_millis(50)).await;
-            let _ = timeout(PERIOD, self.shared.store.changed(published.index)).await;
+            let _ = timeout(PERIOD, self.shared.store.changed(index)).await;
         }
     }
 

@@ -8,7 +8,7 @@ use raft_store::model::{Generation, NodeId, State, VipId};
 use raft_store::plan::PreparedVip;
 use sdwan::MeshSpec;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Shared;
 use crate::enter::local_routes;
@@ -17,6 +17,8 @@ use crate::project::{Local, addresses, former_holder, lost_holders, meshes, rout
 
 /// Without a change, the devices are looked at this often.
 const PERIOD: Duration = Duration::from_millis(500);
+/// Between two looks at least this, however fast the state changes.
+const REST: Duration = Duration::from_millis(10);
 /// After a planned move, connections that were begun before it stay with the former holder for this long.
 const HANDOVER: Duration = Duration::from_millis(500);
 /// The former holder keeps the address longer than that, since others hear of the move at another time than it.
@@ -63,6 +65,7 @@ impl<E: Env> OverlayAgent<E> {
         let mut applied = 0;
         let mut before: Vec<MeshSpec> = Vec::new();
         loop {
+            let looked = Instant::now();
             let published = self.shared.store.published();
             applied = published.index.max(applied);
             let state = published.state;
@@ -83,6 +86,8 @@ impl<E: Env> OverlayAgent<E> {
             self.tell(&state, failure);
             self.cut(dead).await;
             self.metrics.send_replace(self.mesh.metrics());
+            drop(state);
+            sleep_until(looked + REST).await;
             // Sooner when something changed; the period catches addresses that others removed.
             let over = self.former.values().map(|(_, until)| *until).min();
             let left = over.map(|at| at.saturating_duration_since(Instant::now()));

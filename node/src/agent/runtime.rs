@@ -7,6 +7,7 @@ use api::secrets::{CLUSTER_SECRETS, ClusterSecrets};
 use k3s::Host as _;
 use raft_store::apply::{Command, ReportPhase};
 use raft_store::model::{Assignment, Cluster, Phase, Role, State};
+use raft_store::raft::Published;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -43,17 +44,18 @@ impl<E: Env> K3sAgent<E> {
     /// Runs until the daemon ends.
     pub async fn run(mut self) {
         loop {
-            let published = self.shared.store.published();
-            let state = published.state;
+            let Published { index, state } = self.shared.store.published();
             let now = Instant::now();
             let wake = if state.fleet.is_some() {
                 self.turn(&state, now).await
             } else {
                 now + Duration::from_secs(1)
             };
+            // A state that is kept has to be copied when it changes.
+            drop(state);
             sleep(PAUSE).await;
             let left = wake.saturating_duration_since(Instant::now());
-            let _ = timeout(left, self.shared.store.changed(published.index)).await;
+            let _ = timeout(left, self.shared.store.changed(index)).await;
         }
     }
 

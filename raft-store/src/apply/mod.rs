@@ -21,7 +21,6 @@ pub use tickets::redeemable;
 
 use serde_json::Value;
 
-use crate::model::state::REMEMBERED;
 use crate::model::{ClusterId, Event, NodeId, Remembered, Severity, State, UnixMillis};
 
 /// What a handler of one command works with.
@@ -71,13 +70,7 @@ pub fn apply_bytes(state: &mut State, index: u64, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn remember(state: &mut State, index: u64, proposal: &Proposal, outcome: &Outcome) {
-    if state.requests.len() >= REMEMBERED {
-        let oldest = state.requests.iter().min_by_key(|(id, r)| (r.index, **id)).map(|(id, _)| *id);
-        if let Some(id) = oldest {
-            state.requests.remove(&id);
-        }
-    }
-    state.requests.insert(proposal.request, Remembered { index, outcome: outcome.clone() });
+    state.requests.remember(proposal.request, Remembered { index, outcome: outcome.clone() });
 }
 
 impl Context<'_> {

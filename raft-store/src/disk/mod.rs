@@ -71,6 +71,10 @@ pub type Done = Box<dyn FnOnce(Result<(), DiskError>) + Send>;
 pub trait Disk: Send + Sync + 'static {
     /// Hands a batch over; `done` is called after it is durable, never before.
     fn commit(&self, batch: Vec<Write>, done: Done);
+
+    /// Hands over a value whose loss would do no harm: it is written with the next batch, or by itself a moment later,
+    /// so that it never costs a sync of its own while the log grows. A later one of the same key takes its place.
+    fn note(&self, key: MetaKey, value: Vec<u8>);
 }
 
 /// The disk failed. Nothing of the batch was acknowledged, and nothing after it will be.

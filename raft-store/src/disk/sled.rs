@@ -5,13 +5,15 @@
 //! that cannot be trusted is put aside, never repaired: the node then comes back under a new id and is filled by
 //! its peers.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::generation::{self, Generation, OpenFailure};
 use super::place::{Found, OpenError, Place, io_error};
@@ -85,22 +87,38 @@ struct Job {
     done: Done,
 }
 
+/// What reaches the writer.
+enum Order {
+    Commit(Job),
+    Note(MetaKey, Vec<u8>),
+}
+
+/// How long a note waits for a batch to go with.
+const NOTE_MAX: Duration = Duration::from_millis(100);
+
 /// The open store: a handle on the writer thread.
 #[derive(Debug)]
 pub struct SledDisk {
-    jobs: Option<Sender<Job>>,
+    jobs: Option<Sender<Order>>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl Disk for SledDisk {
     fn commit(&self, batch: Vec<Write>, done: Done) {
-        let job = Job { batch, done };
+        let order = Order::Commit(Job { batch, done });
         let refused = match &self.jobs {
-            Some(jobs) => jobs.send(job).err().map(|e| e.0),
-            None => Some(job),
+            Some(jobs) => jobs.send(order).err().map(|e| e.0),
+            None => Some(order),
         };
-        if let Some(job) = refused {
+        if let Some(Order::Commit(job)) = refused {
             (job.done)(Err(DiskError("its writer has stopped".into())));
+        }
+    }
+
+    fn note(&self, key: MetaKey, value: Vec<u8>) {
+        if let Some(jobs) = &self.jobs {
+            // A writer that has stopped keeps nothing, and says so at the next batch.
+            let _ = jobs.send(Order::Note(key, value));
         }
     }
 }
@@ -142,8 +160,16 @@ impl SledDisk {
         }
         let dir = place.dir.clone();
         let (jobs, queue) = channel();
-        let writer =
-            Writer { place, number, generation, tail, disk, roll: options.roll, failed: None };
+        let writer = Writer {
+            place,
+            number,
+            generation,
+            tail,
+            disk,
+            roll: options.roll,
+            failed: None,
+            notes: BTreeMap::new(),
+        };
         let writer = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(&queue))
@@ -191,26 +217,51 @@ struct Writer {
     disk: Arc<dyn Durability>,
     roll: Roll,
     failed: Option<DiskError>,
+    /// What is to go with the next batch.
+    notes: BTreeMap<MetaKey, Vec<u8>>,
     /// Last, so that the folder's lock is given back only after sled has closed its file.
     place: Place,
 }
 
 impl Writer {
-    fn run(mut self, queue: &Receiver<Job>) {
-        while let Ok(first) = queue.recv() {
-            let jobs: Vec<Job> = std::iter::once(first).chain(queue.try_iter()).collect();
-            let purged = jobs.iter().flat_map(|j| &j.batch).any(|w| matches!(w, Write::PurgeTo(_)));
-            let result = match &self.failed {
-                Some(e) => Err(e.clone()),
-                None => self.guarded(|w| w.write(&jobs)),
+    fn run(mut self, queue: &Receiver<Order>) {
+        loop {
+            let first = if self.notes.is_empty() {
+                queue.recv().map_err(RecvTimeoutError::from)
+            } else {
+                queue.recv_timeout(NOTE_MAX)
             };
-            for job in jobs {
-                (job.done)(result.clone());
+            let late = first.is_err();
+            let ended = matches!(first, Err(RecvTimeoutError::Disconnected));
+            let mut jobs = Vec::new();
+            for order in first.into_iter().chain(queue.try_iter()) {
+                match order {
+                    Order::Commit(job) => jobs.push(job),
+                    Order::Note(key, value) => drop(self.notes.insert(key, value)),
+                }
             }
-            if purged && self.failed.is_none() {
-                // What it answers lies in `failed`.
-                let _ = self.guarded(Self::roll_if_due);
+            if !jobs.is_empty() || (late && !self.notes.is_empty()) {
+                self.commit(jobs);
             }
+            if ended {
+                return;
+            }
+        }
+    }
+
+    fn commit(&mut self, jobs: Vec<Job>) {
+        let purged = jobs.iter().flat_map(|j| &j.batch).any(|w| matches!(w, Write::PurgeTo(_)));
+        let notes = std::mem::take(&mut self.notes);
+        let result = match &self.failed {
+            Some(e) => Err(e.clone()),
+            None => self.guarded(|w| w.write(&jobs, &notes)),
+        };
+        for job in jobs {
+            (job.done)(result.clone());
+        }
+        if purged && self.failed.is_none() {
+            // What it answers lies in `failed`.
+            let _ = self.guarded(Self::roll_if_due);
         }
     }
 
@@ -227,7 +278,7 @@ impl Writer {
         result
     }
 
-    fn write(&mut self, jobs: &[Job]) -> io::Result<()> {
+    fn write(&mut self, jobs: &[Job], notes: &BTreeMap<MetaKey, Vec<u8>>) -> io::Result<()> {
         let seq = self.tail.seq() + 1;
         let generation = &mut self.generation;
         for write in jobs.iter().flat_map(|j| &j.batch) {
@@ -249,6 +300,9 @@ impl Writer {
                 }
                 Write::Meta(key, bytes) => generation.put(MetaKey::as_str(*key), bytes)?,
             }
+        }
+        for (key, value) in notes {
+            generation.put(MetaKey::as_str(*key), value)?;
         }
         generation.set_seq(seq)?;
         generation.sync(&*self.disk)?;

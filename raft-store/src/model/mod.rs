@@ -7,6 +7,7 @@ pub mod id;
 pub mod key;
 pub mod network;
 pub mod node;
+pub mod requests;
 pub mod state;
 
 pub use cluster::{
@@ -23,4 +24,5 @@ pub use network::{DEFAULT_MTU, Device, FIRST_PORT, Network};
 pub use node::{
     Assignment, Drain, DrainStep, Node, OverlayAddress, Phase, PodRanges, Retired, Role,
 };
-pub use state::{Remembered, State, default_pools, overlap, overlap4};
+pub use requests::{Remembered, Requests};
+pub use state::{State, default_pools, overlap, overlap4};

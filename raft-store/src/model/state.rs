@@ -10,13 +10,10 @@ use uuid::Uuid;
 use super::cluster::{Cluster, ClusterStatus, Vip};
 use super::event::EventRing;
 use super::fleet::{Fleet, Operator, Tickets};
-use super::id::{ClusterId, Name, NetworkId, NodeId, RequestId, VipId};
+use super::id::{ClusterId, Name, NetworkId, NodeId, VipId};
 use super::network::Network;
 use super::node::{Assignment, Node, Phase, Retired, Role};
-use crate::apply::Outcome;
-
-/// How many outcomes are remembered for retries.
-pub const REMEMBERED: usize = 4_096;
+use super::requests::Requests;
 
 /// Everything that the daemons agree on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,16 +39,7 @@ pub struct State {
     /// What happened.
     pub events: EventRing,
     /// Outcomes of the newest requests.
-    pub requests: BTreeMap<RequestId, Remembered>,
-}
-
-/// A request's outcome, and where it was applied.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Remembered {
-    /// The log index.
-    pub index: u64,
-    /// What came of it.
-    pub outcome: Outcome,
+    pub requests: Requests,
 }
 
 impl State {

@@ -151,8 +151,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         self.live().committed = committed;
         if let Some(id) = committed {
-            let write = Write::Meta(MetaKey::Committed, wire::put_log_id(&id).encode_to_vec());
-            self.disk.commit(vec![write], Box::new(|_| {}));
+            self.disk.note(MetaKey::Committed, wire::put_log_id(&id).encode_to_vec());
         }
         Ok(())
     }

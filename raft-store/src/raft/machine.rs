@@ -96,23 +96,30 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
-        let mut state: State = (*self.published.borrow().state).clone();
-        let mut answers = Vec::new();
-        while let Some((entry, responder)) = entries.try_next().await? {
-            let index = entry.log_id.index;
-            let outcome = match entry.payload {
-                EntryPayload::Blank => Vec::new(),
-                EntryPayload::Normal(Opaque(bytes)) => apply_bytes(&mut state, index, &bytes),
-                EntryPayload::Membership(m) => {
-                    self.membership = StoredMembership::new(Some(entry.log_id), m);
-                    Vec::new()
-                }
-            };
-            self.applied = Some(entry.log_id);
-            answers.extend(responder.map(|r| (r, outcome)));
+        let mut arrived = Vec::new();
+        while let Some(entry) = entries.try_next().await? {
+            arrived.push(entry);
         }
-        let index = self.applied.map_or(0, |id| id.index);
-        self.published.send_replace(Published { index, state: Arc::new(state) });
+        let mut answers = Vec::new();
+        let Self { published, applied, membership, .. } = self;
+        published.send_modify(|published| {
+            // Copied only while somebody still looks at the former state.
+            let state = Arc::make_mut(&mut published.state);
+            for (entry, responder) in arrived {
+                let index = entry.log_id.index;
+                let outcome = match entry.payload {
+                    EntryPayload::Blank => Vec::new(),
+                    EntryPayload::Normal(Opaque(bytes)) => apply_bytes(state, index, &bytes),
+                    EntryPayload::Membership(m) => {
+                        *membership = StoredMembership::new(Some(entry.log_id), m);
+                        Vec::new()
+                    }
+                };
+                *applied = Some(entry.log_id);
+                answers.extend(responder.map(|r| (r, outcome)));
+            }
+            published.index = applied.map_or(0, |id| id.index);
+        });
         // Answered after publication, so that a client that was answered reads its own write here.
         for (responder, outcome) in answers {
             responder.send(Opaque(outcome));

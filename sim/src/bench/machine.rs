@@ -18,6 +18,12 @@ pub(super) fn machine() -> String {
     format!("{processor}, {cores} cores, {} GiB, Linux {}", kib >> 20, kernel.trim())
 }
 
+/// The load average over one minute; 0 where it is not told.
+pub(super) fn load() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or_default()
+}
+
 /// The date and the time of day.
 #[expect(clippy::disallowed_methods, reason = "a report has a date")]
 pub(super) fn date() -> String {

@@ -6,7 +6,11 @@
 //! | [`table`], [`plot`] | how a run is shown; pure |
 //! | [`observer`], [`responder`] | who asks and who answers, in hosts |
 //! | `skein`, `keepalived` | what is done to whom |
+//! | [`consensus`] | Skein's log beside etcd's |
+//! | [`footprint`] | what idle daemons cost |
 
+pub mod consensus;
+pub mod footprint;
 mod keepalived;
 pub(crate) mod lab;
 mod machine;
@@ -44,6 +48,10 @@ const EVERY_MS: u64 = 20;
 pub enum Bench {
     /// How long the VIP, the API's port and API writes are away when something happens to the VIP's holder.
     Failover(FailoverArgs),
+    /// How many puts and linearizable reads Skein's consensus answers, and how long a killed leader is missed, beside etcd.
+    Consensus(consensus::ConsensusArgs),
+    /// How long daemons take to join, and what they cost when nothing happens.
+    Footprint(footprint::FootprintArgs),
 }
 
 /// `lab bench failover`.
@@ -88,7 +96,14 @@ impl FailoverArgs {
 /// # Errors
 /// When it cannot write what it found; what it could not measure is in the outcome.
 pub fn run(name: &str, bench: &Bench) -> Result<u8, String> {
-    let Bench::Failover(args) = bench;
+    match bench {
+        Bench::Failover(args) => failover(name, args),
+        Bench::Consensus(args) => consensus::run(args),
+        Bench::Footprint(args) => footprint::run(name, args),
+    }
+}
+
+fn failover(name: &str, args: &FailoverArgs) -> Result<u8, String> {
     let yardstick = args.yardstick.unwrap_or(args.trials);
     if yardstick > 0 && !Path::new("/usr/sbin/keepalived").exists() {
         return Err(

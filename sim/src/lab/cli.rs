@@ -4,7 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::geteuid;
 
 use super::store::{self, HostRecord, Lab};
-use super::{Result, down, faults, fleet, host, refusal, runtime, say, status, up};
+use super::{Result, down, faults, fleet, host, peers, refusal, runtime, say, status, up};
 use crate::bench::Bench;
 use crate::tutorial::{self, TutorialArgs};
 
@@ -164,8 +164,10 @@ pub fn needs(args: &LabArgs) -> std::result::Result<u8, String> {
         Verb::Tutorial(tutorial) => runtime::needs(tutorial.k3s())?,
         _ => Vec::new(),
     };
-    if matches!(args.verb, Verb::Bench(_)) {
-        needs.push("bench");
+    match &args.verb {
+        Verb::Bench(Bench::Failover(_)) => needs.push("bench"),
+        Verb::Bench(Bench::Consensus(_)) if peers::needs_go()? => needs.push("etcd"),
+        _ => {}
     }
     super::print(needs.join(" "));
     Ok(0)

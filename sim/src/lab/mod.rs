@@ -8,6 +8,7 @@ mod fleet;
 mod host;
 pub mod init;
 mod machine;
+pub(crate) mod peers;
 mod runtime;
 mod status;
 mod store;

@@ -10,7 +10,7 @@ use super::store::{Lab, make_dir, write};
 use super::{Result, refusal, say};
 
 /// Where built things are kept between runs.
-fn cache() -> PathBuf {
+pub(super) fn cache() -> PathBuf {
     let base = std::env::var_os("SKEIN_CACHE").map(PathBuf::from);
     base.unwrap_or_else(|| {
         let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
@@ -52,7 +52,7 @@ fn built() -> Result<PathBuf> {
     Ok(cache().join("labk3s").join(source_hash()?).join("k3s"))
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
+pub(super) fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|d| d.join(program)).find(|p| p.is_file())
 }

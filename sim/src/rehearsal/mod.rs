@@ -6,7 +6,7 @@
 mod client;
 mod kubectl;
 mod options;
-mod pki;
+pub(crate) mod pki;
 mod server;
 mod table;
 

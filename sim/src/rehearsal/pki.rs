@@ -15,14 +15,14 @@ fn wrong(e: impl std::fmt::Display) -> String {
 }
 
 /// An authority with its key.
-pub(super) struct Authority {
-    pub(super) cert_pem: String,
+pub(crate) struct Authority {
+    pub(crate) cert_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
     /// Takes the authority at `<dir>/<name>.{crt,key}`, or makes it there.
-    pub(super) fn open(dir: &Path, name: &str) -> Result<Self, String> {
+    pub(crate) fn open(dir: &Path, name: &str) -> Result<Self, String> {
         let (crt, key) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
         if !crt.exists() {
             let pair = KeyPair::generate().map_err(wrong)?;
@@ -41,7 +41,7 @@ impl Authority {
     }
 
     /// Signs a leaf; returns certificate (with the authority's chain) and key.
-    pub(super) fn sign(
+    pub(crate) fn sign(
         &self,
         name: &str,
         group: &str,

@@ -110,9 +110,9 @@ fn outcomes_are_forgotten_oldest_first() {
         let p = w.propose(10_000 + i, box_());
         crate::apply::apply(&mut state, 100 + i as u64, &p);
     }
-    assert_eq!(state.requests.len(), crate::model::state::REMEMBERED);
+    assert_eq!(state.requests.len(), crate::model::requests::REMEMBERED);
     let newest = w.propose(14_199, box_());
-    assert!(state.requests.contains_key(&newest.request));
+    assert!(state.requests.get(&newest.request).is_some());
     w.state = state;
     assert!(matches!(w.run_as(10_000, box_()), Outcome::Done { .. }));
 }

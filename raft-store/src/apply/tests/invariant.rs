@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::apply::{Command, Outcome};
-use crate::model::{ClusterStatus, EventRing, OverlayAddress, State, overlap};
+use crate::model::{ClusterStatus, EventRing, OverlayAddress, Requests, State, overlap};
 
 /// Checks every invariant of the step from `before` to `after`.
 pub(crate) fn check(before: &State, after: &State, command: &Command, outcome: &Outcome) {
@@ -200,6 +200,10 @@ fn events_have_no_gaps(before: &EventRing, after: &EventRing) {
 
 /// Refusals leave at most an event, and the memory of the request.
 fn refusals_change_nothing(before: &State, after: &State, command: &Command) {
-    let bare = |s: &State| State { events: EventRing::default(), requests: [].into(), ..s.clone() };
+    let bare = |s: &State| State {
+        events: EventRing::default(),
+        requests: Requests::default(),
+        ..s.clone()
+    };
     assert_eq!(bare(before), bare(after), "{command:?} half-applied");
 }
