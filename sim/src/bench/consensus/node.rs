@@ -4,6 +4,7 @@ use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::ticket::JoinTicket;
 use api::transport::PeerPool;
@@ -53,6 +54,10 @@ impl k3s::Host for NoK3s {
     }
 
     fn perform(&self, _: &k3s::Action) -> impl Future<Output = Result<(), HostError>> + Send {
+        ready(Err(HostError::Refused("there is no K3s here".into())))
+    }
+
+    fn durable_write(&self) -> impl Future<Output = Result<Duration, HostError>> + Send {
         ready(Err(HostError::Refused("there is no K3s here".into())))
     }
 }
