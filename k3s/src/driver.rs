@@ -68,7 +68,7 @@ impl<H: Host> Driver<H> {
             version,
             captured,
             left_out: next.left_out,
-            password_rejected: health.ready != Some(true) && password_rejected(&seen.log_tail),
+            password_rejected: password_rejected(&seen.log_tail),
             health,
             changed,
             wake: next.wake,

@@ -18,6 +18,8 @@ const SOON: Duration = Duration::from_millis(500);
 const CALM: Duration = Duration::from_secs(2);
 /// What an agent says whose password is not the one that its server keeps; not always as an error.
 const PASSWORD_REJECTED: &str = "Node password rejected";
+/// How many of the last lines of a log tell of an agent that is being refused.
+const REFUSED_LINES: usize = 6;
 /// The size at which a supervised process' log is put aside, in bytes.
 const LOG_LIMIT: u64 = 64 << 20;
 
@@ -389,8 +391,11 @@ fn rising(spec: &RunSpec, established: bool) -> Phase {
 }
 
 /// Tells whether K3s says that its server knows this node under another password: `/etc/rancher/node/password` was lost.
+///
+/// Its Node object still looks ready for most of a minute then. An agent that is refused says little else; one that went on
+/// has soon said much more.
 pub(crate) fn password_rejected(log_tail: &[String]) -> bool {
-    log_tail.iter().any(|line| line.contains(PASSWORD_REJECTED))
+    log_tail.iter().rev().take(REFUSED_LINES).any(|line| line.contains(PASSWORD_REJECTED))
 }
 
 /// What this host lacks, as a clause: before anything that K3s says itself, since it is often the cause.
