@@ -41,8 +41,7 @@ pub(crate) struct Lab {
 impl Lab {
     /// Makes a lab, in place of one that an earlier run left behind.
     pub(crate) fn up(name: &str, options: &[&str]) -> Result<Self, String> {
-        let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
-        let lab = Self { name: name.into(), exe };
+        let lab = Self::unmade(name)?;
         lab.verb(&["down"])?;
         let mut args = vec!["up"];
         args.extend(options);
@@ -53,6 +52,12 @@ impl Lab {
             Ok(status) => Err(format!("lab {name} did not come up: {status}; its words are above")),
             Err(e) => Err(format!("{}: {e}", lab.exe.display())),
         }
+    }
+
+    /// A lab whose making is the caller's.
+    pub(crate) fn unmade(name: &str) -> Result<Self, String> {
+        let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
+        Ok(Self { name: name.into(), exe })
     }
 
     /// A verb, ready to run.
@@ -97,7 +102,7 @@ impl Lab {
     }
 
     /// Asks a daemon for JSON.
-    pub(super) fn ask(&self, host: &str, command: &[&str]) -> Result<Value, String> {
+    pub(crate) fn ask(&self, host: &str, command: &[&str]) -> Result<Value, String> {
         let mut full = vec!["skein"];
         full.extend(command);
         full.extend(["-o", "json"]);

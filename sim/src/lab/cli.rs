@@ -6,6 +6,7 @@ use nix::unistd::geteuid;
 use super::store::{self, HostRecord, Lab};
 use super::{Result, down, faults, fleet, host, peers, refusal, runtime, say, status, up};
 use crate::bench::Bench;
+use crate::picture::{self, PictureArgs};
 use crate::tutorial::{self, TutorialArgs};
 
 /// `skein-sim lab`.
@@ -105,6 +106,8 @@ enum Verb {
     Bench(Bench),
     /// Play a tutorial's commands in a lab of its own, and compare what they print with what it says.
     Tutorial(TutorialArgs),
+    /// Record a lab that comes up, is drained and loses a host, as a picture; it is removed in the end.
+    Picture(PictureArgs),
     /// Remove the lab and everything that it made.
     Down,
 }
@@ -135,6 +138,7 @@ pub fn run(args: LabArgs) -> std::result::Result<u8, String> {
         }
         Verb::Bench(bench) => return crate::bench::run(&name, &bench),
         Verb::Tutorial(args) => return tutorial::run(&name, &args),
+        Verb::Picture(args) => return draw(&name, &args),
         verb => change(&name, verb)?,
     }
     Ok(0)
@@ -198,6 +202,15 @@ fn exec(name: &str, host: &str, command: &[String]) -> std::result::Result<u8, S
     Err(host::become_program(&lab, h, &args))
 }
 
+/// Draws a picture of a lab of its own, under the usual name, since that shows; nobody's lab is removed for it.
+fn draw(name: &str, args: &PictureArgs) -> std::result::Result<u8, String> {
+    if let Some(lab) = Lab::load(name)? {
+        let next = format!("{} down removes it; or --name for another one", lab.call());
+        return Err(refusal("no picture was made", format!("lab {name} is there already"), next));
+    }
+    picture::run(name, args)
+}
+
 fn any_host(name: &str) -> Result<String> {
     let lab = Lab::require(name)?;
     let up = lab.hosts.iter().find(|h| host::daemon(&lab, h).is_some_and(|(_, stopped)| !stopped));
@@ -243,6 +256,7 @@ fn change(name: &str, verb: Verb) -> Result<()> {
         | Verb::Exec { .. }
         | Verb::Bench(_)
         | Verb::Tutorial(_)
+        | Verb::Picture(_)
         | Verb::Drain { .. }
         | Verb::Status { .. } => {}
     }

@@ -37,7 +37,7 @@ impl Progress {
         let line = format!("{:>4} s  {text}", self.since.elapsed().as_secs());
         let mut err = std::io::stderr();
         if err.is_terminal() {
-            let cut: String = line.chars().take(100).collect();
+            let cut: String = line.chars().take(width()).collect();
             let _ = write!(err, "\r\x1b[2K{cut}");
             let _ = err.flush();
         } else if essence(text) != self.last {
@@ -51,6 +51,12 @@ impl Progress {
             say("");
         }
     }
+}
+
+/// How much fits on the terminal's line: a longer one would break, and only its last part be overwritten.
+fn width() -> usize {
+    let columns = comfy_table::Table::new().use_stderr().width();
+    usize::from(columns.unwrap_or(80)).saturating_sub(1).max(20)
 }
 
 /// Cuts duration and quoted log lines off a wait, so that an output that grows does not repeat it each second.
@@ -227,6 +233,8 @@ pub(super) fn cluster(lab: &Lab, progress: &mut Progress) -> Result<()> {
         }
         let status = cluster["status"].as_str().unwrap_or("?");
         let waits = cluster["waiting_for"][0].as_str().unwrap_or("its members");
+        // The binary has a name shorter than its path.
+        let waits = waits.replace(&lab.k3s_binary.display().to_string(), &lab.k3s);
         Err(format!("cluster {status}: {waits}"))
     })?;
     // Every server's pods must be routed before pods can talk.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::store::{HostRecord, Lab};
+use super::store::{self, HostRecord, Lab};
 use super::{host, print};
 
 fn one(lab: &Lab, h: &HostRecord) -> Value {
@@ -46,18 +46,19 @@ pub(super) fn show(lab: &Lab, as_json: bool) {
         print(serde_json::to_string_pretty(&status).unwrap_or_default());
         return;
     }
-    print(format!("lab {}   k3s: {}", lab.name, lab.k3s));
+    let dir = store::dir(&lab.name);
+    print(format!("lab {}   k3s: {}   hosts under {}", lab.name, lab.k3s, dir.display()));
     for h in status["hosts"].as_array().into_iter().flatten() {
         let overlay: Vec<&str> =
             h["overlay"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        print(format!(
-            "  {:<5} {:<7} pid {:<8} {:<14} {:<60} {}",
+        let line = format!(
+            "  {:<5} {:<7} pid {:<8} {:<14} {}",
             h["name"].as_str().unwrap_or_default(),
             h["state"].as_str().unwrap_or_default(),
             h["pid"].as_i64().map_or("-".into(), |p| p.to_string()),
             h["underlay"].as_str().unwrap_or_default(),
             overlay.join(" "),
-            h["dir"].as_str().unwrap_or_default(),
-        ));
+        );
+        print(line.trim_end());
     }
 }
