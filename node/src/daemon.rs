@@ -113,8 +113,9 @@ pub async fn run<E: Env>(
     let listeners = listen(&config, &paths).await.map_err(DaemonError::Listen)?;
     let transport = NodeTransport::new(env.wire(), book.clone());
     let store_config = store_config(&identity, &config).map_err(DaemonError::Identity)?;
-    let opening = Store::open(&paths.state_dir, &store_config, transport.clone());
-    let store = opening.await.map_err(DaemonError::Store)?;
+    let (dir, wire) = (&paths.state_dir, transport.clone());
+    let store =
+        Store::open_on(env.disks(), dir, &store_config, wire).await.map_err(DaemonError::Store)?;
     tracing::info!(node = %member.name, id = %member.node, commit = crate::COMMIT, "the daemon runs");
 
     let scope = Scope::new();

@@ -58,7 +58,7 @@ impl<E: Env> Gossiper<E> {
         let mut round = 0usize;
         loop {
             let news = self.look_at_self() | self.exchange(round).await;
-            if news && let Err(e) = self.book.lock().save() {
+            if news && let Err(e) = self.book.lock().save(self.env.files()) {
                 tracing::warn!(error = %e, "whereabouts could not be saved");
             }
             round = round.wrapping_add(1);
