@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`mod@bench`] | what the lab measures |
 //! | [`lab`] | hosts in namespaces on one machine, with real daemons |
+//! | [`mortal`] | Skein on a machine that counts its steps and can be killed after any |
 //! | [`probe`] | how long an address did not answer |
 //! | [`rehearsal`] | a stand-in with K3s' command line, files and ports |
 //! | [`tutorial`] | the tutorial as a program |
 
 pub mod bench;
 pub mod lab;
+pub mod mortal;
 pub mod probe;
 pub mod rehearsal;
 pub mod tutorial;

@@ -60,6 +60,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("sim/src/bench/trial.rs", &[]),
     ("sim/src/bench/turns.rs", &[]),
     ("sim/src/bench/verdict.rs", &[]),
+    ("sim/src/mortal/steps.rs", &[]),
     ("sim/src/rehearsal/table.rs", &[]),
     ("sim/src/tutorial/matching.rs", &[]),
     ("sim/src/tutorial/parse.rs", &[]),

@@ -16,6 +16,7 @@ mod flows;
 mod foreign;
 mod http;
 mod interrupted;
+mod killed;
 mod life;
 mod members;
 mod network;
