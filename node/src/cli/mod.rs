@@ -180,7 +180,7 @@ pub async fn run(machine: &impl Linux, cli: Cli) -> Result {
 }
 
 /// Says a mistyped command line as any other failure.
-pub fn misunderstood(e: &clap::Error) -> ApiError {
+fn misunderstood(e: &clap::Error) -> ApiError {
     let text = e.render().to_string();
     let said = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more");
     let why: Vec<&str> =
@@ -194,6 +194,6 @@ pub fn misunderstood(e: &clap::Error) -> ApiError {
 }
 
 /// Shows a failure: what failed, why, what to run next.
-pub fn show_failure(e: &ApiError) {
+fn show_failure(e: &ApiError) {
     output::failure(e);
 }
