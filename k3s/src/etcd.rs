@@ -1,5 +1,6 @@
 //! The etcd member of this server: who leads, who belongs, and handing the leadership over. Shell.
 
+use std::future::Future;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -93,6 +94,40 @@ pub enum HandOver {
     Moved { to: String },
     /// No other healthy voter is there.
     NoCandidate,
+}
+
+/// What a daemon asks of its server's etcd member; [`Etcd`] says what each call does.
+pub trait EtcdApi: Send + Sync + 'static {
+    /// All members, as this server's member knows them, or else the first of `others` that answers.
+    fn members_anywhere(
+        &self,
+        others: &[IpAddr],
+    ) -> impl Future<Output = Result<View, EtcdError>> + Send;
+    /// Hands the leadership to another healthy voter, if this server leads.
+    fn hand_over(
+        &self,
+        avoid: &[Identity],
+    ) -> impl Future<Output = Result<HandOver, EtcdError>> + Send;
+    /// Takes a member out of the cluster.
+    fn remove(
+        &self,
+        view: &View,
+        member: &Member,
+    ) -> impl Future<Output = Result<(), EtcdError>> + Send;
+}
+
+impl EtcdApi for Etcd {
+    async fn members_anywhere(&self, others: &[IpAddr]) -> Result<View, EtcdError> {
+        Etcd::members_anywhere(self, others).await
+    }
+
+    async fn hand_over(&self, avoid: &[Identity]) -> Result<HandOver, EtcdError> {
+        Etcd::hand_over(self, avoid).await
+    }
+
+    async fn remove(&self, view: &View, member: &Member) -> Result<(), EtcdError> {
+        Etcd::remove(self, view, member).await
+    }
 }
 
 /// The etcd member on this server.

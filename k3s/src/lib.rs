@@ -31,9 +31,9 @@ pub mod unit;
 
 pub use ca::{CaBundle, CaError, make_cluster_ca};
 pub use driver::Driver;
-pub use etcd::{Etcd, EtcdError, HandOver, Identity, Member, View};
+pub use etcd::{Etcd, EtcdApi, EtcdError, HandOver, Identity, Member, View};
 pub use host::{Host, HostError, LinuxConfig, LinuxHost, Manager};
-pub use kube::{EvictProgress, Kube, KubeError, NodeInfo};
+pub use kube::{EvictProgress, Kube, KubeApi, KubeError, NodeInfo};
 pub use kubeconfig::{KubeconfigError, kubeconfig_for, merge_kubeconfig};
 pub use observe::{Captured, Health, Observed, Phase, Turn};
 pub use release::{Release, Version, endpoint};

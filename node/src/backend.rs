@@ -63,7 +63,7 @@ impl<E: Env> Backend<E> {
                 let gossip: Gossip = frames::decode(body)?;
                 let mut book = self.book.lock();
                 if book.merge(gossip.records)
-                    && let Err(e) = book.save()
+                    && let Err(e) = book.save(self.env.files())
                 {
                     tracing::warn!(error = %e, "whereabouts could not be saved");
                 }
@@ -222,7 +222,7 @@ impl<E: Env> Daemon for Backend<E> {
     fn add_endpoint(&self, address: SocketAddr) {
         let mut book = self.book.lock();
         if book.hint(address)
-            && let Err(e) = book.save()
+            && let Err(e) = book.save(self.env.files())
         {
             tracing::warn!(error = %e, "whereabouts could not be saved");
         }

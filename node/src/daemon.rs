@@ -113,8 +113,8 @@ pub async fn run<E: Env>(
     let listeners = listen(&config, &paths).await.map_err(DaemonError::Listen)?;
     let transport = NodeTransport::new(env.wire(), book.clone());
     let store_config = store_config(&identity, &config).map_err(DaemonError::Identity)?;
-    let opening = Store::open(&paths.state_dir, &store_config, transport.clone());
-    let store = match opening.await {
+    let (dir, wire) = (&paths.state_dir, transport.clone());
+    let store = match Store::open_on(env.disks(), dir, &store_config, wire).await {
         Ok(store) => store,
         Err(error) => {
             // The others would only see silence, and guess.

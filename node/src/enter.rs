@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use api::client::{ApiError, redeem};
+use api::client::ApiError;
 use api::pki::{Authority, make_ca, make_csr, make_key};
 use api::proto::RedeemRequest;
 use api::secrets::CA_KEY;
@@ -20,7 +20,7 @@ use raft_store::raft::{
 use raft_store::seal::FleetKey;
 use uuid::Uuid;
 
-use crate::env::linux::{random, wall};
+use crate::env::Machine;
 use crate::identity::{Identity, IdentityError, Membership};
 use crate::whereabouts::{Book, Record};
 
@@ -61,36 +61,38 @@ impl Transport for Alone {
     }
 }
 
-fn new_uuid() -> Uuid {
-    let mut bytes = [0; 16];
-    random(&mut bytes);
-    uuid::Builder::from_random_bytes(bytes).into_uuid()
+/// Returns so many random bytes, at most 32.
+fn random<const N: usize>(machine: &impl Machine) -> [u8; N] {
+    let bytes = machine.random();
+    std::array::from_fn(|i| bytes[i])
 }
 
-fn key32() -> [u8; 32] {
-    let mut bytes = [0; 32];
-    random(&mut bytes);
-    bytes
+fn new_uuid(machine: &impl Machine) -> Uuid {
+    uuid::Builder::from_random_bytes(random(machine)).into_uuid()
 }
 
-fn nonce() -> [u8; 24] {
-    let mut bytes = [0; 24];
-    random(&mut bytes);
-    bytes
-}
-
-fn load_identity(dir: &Path, what: &'static str) -> Result<Identity, ApiError> {
+fn load_identity(
+    machine: &impl Machine,
+    dir: &Path,
+    what: &'static str,
+) -> Result<Identity, ApiError> {
     let tls_key = make_key().map_err(|e| fail(what, e, "run the command again"))?;
-    Identity::load_or_create(dir, random, || tls_key).map_err(identity_error(what))
+    let fill = |bytes: &mut [u8]| {
+        for (to, from) in bytes.chunks_mut(32).zip(std::iter::repeat_with(|| machine.random())) {
+            to.copy_from_slice(&from[..to.len()]);
+        }
+    };
+    let identity = Identity::load_or_create(machine.files(), dir, fill, || tls_key);
+    identity.map_err(identity_error(what))
 }
 
 /// Founds a fleet on this machine; done already is fine if the name is the same.
 ///
 /// # Errors
 /// When this machine is a member of something else, or its disk refuses.
-pub async fn init(dir: &Path, init: &Init) -> Result<Identity, ApiError> {
+pub async fn init(machine: &impl Machine, dir: &Path, init: &Init) -> Result<Identity, ApiError> {
     const WHAT: &str = "no fleet was founded";
-    let mut identity = load_identity(dir, WHAT)?;
+    let mut identity = load_identity(machine, dir, WHAT)?;
     if let Ok(m) = identity.membership() {
         if m.node == FOUNDER && m.name == init.name {
             return Ok(identity);
@@ -106,12 +108,12 @@ pub async fn init(dir: &Path, init: &Init) -> Result<Identity, ApiError> {
     // Raft's store is bound to the fleet's id, so an interrupted founding keeps the one it began with.
     let fleet = identity.request();
     let config = StoreConfig { id: FOUNDER.0, fleet, profile: Profile::Lan };
-    let open = Store::open(dir, &config, Alone).await;
+    let open = Store::open_on(machine.disks(), dir, &config, Alone).await;
     let store = open.map_err(|e| {
         let next = e.next(init.name.as_str());
         fail(WHAT, e, &next)
     })?;
-    let result = found(&store, &identity, fleet, init, pool).await;
+    let result = found(machine, &store, &identity, init, pool).await;
     store.stop().await;
     drop(store);
     // Raft's tasks let go of the store a moment after its end, and the daemon is to open it next.
@@ -125,18 +127,19 @@ pub async fn init(dir: &Path, init: &Init) -> Result<Identity, ApiError> {
     let membership = Membership { fleet, node: FOUNDER, name: init.name.clone() };
     let cert = identity.cert_pem().map_err(identity_error(WHAT))?;
     let ca = identity.ca_pem().map_err(identity_error(WHAT))?;
-    identity.enter(&cert, &ca, membership).map_err(identity_error(WHAT))?;
+    identity.enter(machine.files(), &cert, &ca, membership).map_err(identity_error(WHAT))?;
     Ok(identity)
 }
 
 async fn found(
+    machine: &impl Machine,
     store: &Store<Alone>,
     identity: &Identity,
-    fleet: Uuid,
     init: &Init,
     pool: Ipv4Net,
 ) -> Result<(), ApiError> {
     const WHAT: &str = "no fleet was founded";
+    let fleet = identity.request();
     let failed = |e: &dyn std::fmt::Display| fail(WHAT, e, "run `skein init` again");
     store.found(identity.uuid()).await.map_err(|e| failed(&e))?;
     // A single voter leads at once; what an earlier attempt committed is applied by then.
@@ -148,29 +151,31 @@ async fn found(
         let why = format!("an interrupted `skein init` named this machine {}", founder.name);
         return Err(fail(WHAT, why, &format!("skein init --name {}", founder.name)));
     }
-    let at = wall();
+    let at = machine.wall();
     let now_s = at.0 / 1000;
     let ca = make_ca(fleet, now_s).map_err(|e| failed(&e))?;
     let authority = Authority::open(&ca.cert_pem, &ca.key_pem).map_err(|e| failed(&e))?;
     let csr = make_csr(identity.tls_key_pem()).map_err(|e| failed(&e))?;
     let cert = authority.sign_node(&csr, fleet, identity.uuid(), now_s).map_err(|e| failed(&e))?;
     // The papers come first: a fleet whose founder lost its certificate could not be entered.
-    identity.put_papers(&cert, &ca.cert_pem).map_err(identity_error(WHAT))?;
-    let key = FleetKey::from_bytes(key32());
+    let put = identity.put_papers(machine.files(), &cert, &ca.cert_pem);
+    put.map_err(identity_error(WHAT))?;
+    let key = FleetKey::from_bytes(machine.random());
     let sealing = identity.sealing_public();
     let network = NETWORK.parse().map_err(|e: raft_store::model::InvalidName| failed(&e))?;
     let command = Command::FoundFleet(FoundFleet {
         id: fleet,
         ca_cert: ca.cert_pem.clone(),
-        ca_key: key.seal(CA_KEY, ca.key_pem.as_bytes(), nonce()),
+        ca_key: key.seal(CA_KEY, ca.key_pem.as_bytes(), random(machine)),
         ipv4_pool: pool,
-        ula: random_ula(),
+        ula: ula(random(machine)),
         voters: init.voters,
         network,
         node: new_node(identity, &init.name),
-        key_box: key.boxed(&sealing, key32(), nonce()),
+        key_box: key.boxed(&sealing, machine.random(), random(machine)),
     });
-    let proposal = Proposal { request: RequestId(new_uuid()), at, by: "local".into(), command };
+    let proposal =
+        Proposal { request: RequestId(new_uuid(machine)), at, by: "local".into(), command };
     match store.propose(&proposal, FOUND_MAX).await.map_err(|e| failed(&e))?.1 {
         Outcome::Rejected { rejection } => Err(failed(&rejection)),
         _ => Ok(()),
@@ -186,12 +191,11 @@ fn new_node(identity: &Identity, name: &Name) -> NewNode {
     }
 }
 
-/// Draws a fleet's /48: fd00::/8 and 40 random bits (RFC 4193, section 3.1).
-fn random_ula() -> Ipv6Net {
-    let bytes = key32();
+/// Makes a fleet's /48: fd00::/8 and 40 random bits (RFC 4193, section 3.1).
+fn ula(random: [u8; 5]) -> Ipv6Net {
     let mut address = [0u8; 16];
     address[0] = 0xfd;
-    address[1..6].copy_from_slice(&bytes[..5]);
+    address[1..6].copy_from_slice(&random);
     Ipv6Net::new(address.into(), 48).expect("48 is a prefix length")
 }
 
@@ -259,7 +263,7 @@ fn choose_pool(wanted: Option<Ipv4Net>) -> Result<Ipv4Net, ApiError> {
 }
 
 /// Gives up an identity that no fleet takes back: its store was put aside, or its node was removed.
-fn forget_what_was(dir: &Path, what: &'static str) -> Result<(), ApiError> {
+fn forget_what_was(machine: &impl Machine, dir: &Path, what: &'static str) -> Result<(), ApiError> {
     let identity = match Identity::load(dir) {
         Ok(identity) => identity,
         Err(IdentityError::Missing(_)) => return Ok(()),
@@ -278,13 +282,10 @@ fn forget_what_was(dir: &Path, what: &'static str) -> Result<(), ApiError> {
     }
     if removed && !aside {
         // Nothing in it counts any more, and the next node's store has another owner.
-        match std::fs::remove_dir_all(dir.join("store")) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unusable(e)),
-            _ => {}
-        }
+        machine.files().remove(&dir.join("store")).map_err(unusable)?;
     }
     tracing::warn!(was = %m.name, "this machine's former identity is given up");
-    Identity::forget(dir).map_err(identity_error(what))
+    Identity::forget(machine.files(), dir).map_err(identity_error(what))
 }
 
 /// What came of a join.
@@ -301,14 +302,15 @@ pub struct Joined {
 /// # Errors
 /// When the ticket is refused, no member answers, or this machine's disk refuses.
 pub async fn join(
+    machine: &impl Machine,
     dir: &Path,
     ticket: &JoinTicket,
     name: &Name,
     replaces: Option<&Name>,
 ) -> Result<Joined, ApiError> {
     const WHAT: &str = "this machine did not join";
-    forget_what_was(dir, WHAT)?;
-    let mut identity = load_identity(dir, WHAT)?;
+    forget_what_was(machine, dir, WHAT)?;
+    let mut identity = load_identity(machine, dir, WHAT)?;
     if let Ok(m) = identity.membership() {
         if m.fleet == ticket.fleet && m.name == *name {
             return Ok(Joined { identity, clash: None });
@@ -329,9 +331,9 @@ pub async fn join(
         sealing_key: identity.sealing_public().to_string(),
         replaces: replaces.map(ToString::to_string).unwrap_or_default(),
         // Not the stored id alone: an attempt that was refused must not be answered from memory.
-        request_id: new_uuid().to_string(),
+        request_id: new_uuid(machine).to_string(),
     };
-    let answer = redeem(ticket, request).await?;
+    let answer = machine.redeem(ticket, request).await?;
     let pool: Option<Ipv4Net> = answer.ipv4_pool.parse().ok();
     let clash = pool.and_then(|pool| {
         let route = local_routes().into_iter().find(|r| overlap4(*r, pool))?;
@@ -351,10 +353,12 @@ pub async fn join(
     for endpoint in &ticket.endpoints {
         book.hint(*endpoint);
     }
-    book.save().map_err(|e| fail(WHAT, e, "make room on the disk and run the command again"))?;
+    let saved = book.save(machine.files());
+    saved.map_err(|e| fail(WHAT, e, "make room on the disk and run the command again"))?;
     let membership =
         Membership { fleet: ticket.fleet, node: NodeId(answer.node_id), name: name.clone() };
-    let entered = identity.enter(&answer.certificate_pem, &answer.ca_pem, membership);
+    let (cert, ca) = (&answer.certificate_pem, &answer.ca_pem);
+    let entered = identity.enter(machine.files(), cert, ca, membership);
     entered.map_err(identity_error(WHAT))?;
     Ok(Joined { identity, clash })
 }

@@ -23,6 +23,19 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Removes a file, or a folder with all in it; one that is gone already is no error.
+///
+/// # Errors
+/// What the file system answered.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let is_dir = fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
+    let removed = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a folder that only its owner may enter, with its parents; one that exists is closed to others.
 ///
 /// # Errors
@@ -45,6 +58,18 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_removed_may_be_gone_already() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, folder) = (dir.path().join("file"), dir.path().join("folder"));
+        fs::write(&file, "").unwrap();
+        fs::create_dir_all(folder.join("below")).unwrap();
+        for path in [&file, &folder, &file, &folder] {
+            remove(path).unwrap();
+            assert!(!path.exists());
+        }
     }
 
     #[test]

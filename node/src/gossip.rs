@@ -68,7 +68,7 @@ impl<E: Env> Gossiper<E> {
         let mut round = 0usize;
         loop {
             let news = self.look_at_self() | self.exchange(round).await;
-            if news && let Err(e) = self.book.lock().save() {
+            if news && let Err(e) = self.book.lock().save(self.env.files()) {
                 tracing::warn!(error = %e, "whereabouts could not be saved");
             }
             let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::files;
+use crate::env::Files;
 
 /// What a machine is called in the fleet, written when it has become a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,6 +160,7 @@ impl Identity {
     /// # Errors
     /// When the folder cannot be written, or holds an identity that cannot be used.
     pub fn load_or_create(
+        files: &dyn Files,
         dir: &Path,
         mut random: impl FnMut(&mut [u8]),
         tls_key_pem: impl FnOnce() -> Zeroizing<String>,
@@ -169,11 +170,11 @@ impl Identity {
             other => return other,
         }
         let keys = dir.join("keys");
-        files::private_dir(dir).map_err(io_error(dir))?;
-        files::private_dir(&keys).map_err(io_error(&keys))?;
+        files.private_dir(dir).map_err(io_error(dir))?;
+        files.private_dir(&keys).map_err(io_error(&keys))?;
         let write = |name: &str, bytes: &[u8]| {
             let path = keys.join(name);
-            files::replace(&path, bytes, 0o600).map_err(io_error(&path))
+            files.replace(&path, bytes, 0o600).map_err(io_error(&path))
         };
         for name in ["wireguard.key", "sealing.key"] {
             let mut key = Zeroizing::new([0u8; 32]);
@@ -185,7 +186,7 @@ impl Identity {
         ids.iter_mut().for_each(|id| random(id));
         let [uuid, request] = ids.map(|id| uuid::Builder::from_random_bytes(id).into_uuid());
         let file = IdentityFile { version: VERSION, uuid, request, membership: None };
-        write_file(dir, &file)?;
+        write_file(files, dir, &file)?;
         Self::load(dir)
     }
 
@@ -193,15 +194,12 @@ impl Identity {
     ///
     /// # Errors
     /// When the folder cannot be written.
-    pub fn forget(dir: &Path) -> Result<(), IdentityError> {
+    pub fn forget(files: &dyn Files, dir: &Path) -> Result<(), IdentityError> {
         // The file that names the keys goes first: what is left of an interrupted call is replaced.
-        let files = ["identity.json", "node.crt", "ca.crt", "whereabouts.json"];
+        let papers = ["identity.json", "node.crt", "ca.crt", "whereabouts.json"];
         let keys = ["keys/tls.key", "keys/wireguard.key", "keys/sealing.key"];
-        for path in files.into_iter().chain(keys).map(|name| dir.join(name)) {
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&path)(e)),
-                _ => {}
-            }
+        for path in papers.into_iter().chain(keys).map(|name| dir.join(name)) {
+            files.remove(&path).map_err(io_error(&path))?;
         }
         Ok(())
     }
@@ -212,23 +210,29 @@ impl Identity {
     /// When the folder cannot be written.
     pub fn enter(
         &mut self,
+        files: &dyn Files,
         cert_pem: &str,
         ca_pem: &str,
         m: Membership,
     ) -> Result<(), IdentityError> {
-        self.put_papers(cert_pem, ca_pem)?;
+        self.put_papers(files, cert_pem, ca_pem)?;
         self.file.membership = Some(m);
-        write_file(&self.dir, &self.file)
+        write_file(files, &self.dir, &self.file)
     }
 
     /// Writes certificate and authority without claiming membership yet.
     ///
     /// # Errors
     /// When the folder cannot be written.
-    pub fn put_papers(&self, cert_pem: &str, ca_pem: &str) -> Result<(), IdentityError> {
+    pub fn put_papers(
+        &self,
+        files: &dyn Files,
+        cert_pem: &str,
+        ca_pem: &str,
+    ) -> Result<(), IdentityError> {
         for (name, text) in [("node.crt", cert_pem), ("ca.crt", ca_pem)] {
             let path = self.dir.join(name);
-            files::replace(&path, text.as_bytes(), 0o600).map_err(io_error(&path))?;
+            files.replace(&path, text.as_bytes(), 0o600).map_err(io_error(&path))?;
         }
         Ok(())
     }
@@ -307,18 +311,25 @@ fn read_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, IdentityError> {
     Ok(Zeroizing::new(key))
 }
 
-fn write_file(dir: &Path, file: &IdentityFile) -> Result<(), IdentityError> {
+fn write_file(files: &dyn Files, dir: &Path, file: &IdentityFile) -> Result<(), IdentityError> {
     let path = dir.join("identity.json");
     let bytes = serde_json::to_vec_pretty(file).map_err(|e| damaged(&path, e))?;
-    files::replace(&path, &bytes, 0o600).map_err(io_error(&path))
+    files.replace(&path, &bytes, 0o600).map_err(io_error(&path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::linux::LinuxFiles;
 
     fn make(dir: &Path, fill: u8) -> Identity {
-        Identity::load_or_create(dir, |b| b.fill(fill), || Zeroizing::new("pem".into())).unwrap()
+        Identity::load_or_create(
+            &LinuxFiles,
+            dir,
+            |b| b.fill(fill),
+            || Zeroizing::new("pem".into()),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -336,7 +347,7 @@ mod tests {
     fn a_forgotten_identity_makes_room_for_another() {
         let dir = tempfile::tempdir().unwrap();
         let first = make(dir.path(), 3).uuid();
-        Identity::forget(dir.path()).unwrap();
+        Identity::forget(&LinuxFiles, dir.path()).unwrap();
         assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Missing(_))));
         assert_ne!(make(dir.path(), 4).uuid(), first);
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::files;
+use crate::env::Files;
 
 /// How many addresses of one node are kept.
 const KEPT: usize = 16;
@@ -63,9 +63,9 @@ impl Book {
     ///
     /// # Errors
     /// What the file system answered.
-    pub fn save(&self) -> std::io::Result<()> {
+    pub fn save(&self, files: &dyn Files) -> std::io::Result<()> {
         let bytes = serde_json::to_vec_pretty(self).map_err(std::io::Error::other)?;
-        files::replace(&self.path, &bytes, 0o600)
+        files.replace(&self.path, &bytes, 0o600)
     }
 
     /// Takes in records; returns whether anything was news.
@@ -179,7 +179,7 @@ mod tests {
         let mut book = Book::load(&path);
         book.merge([record(Uuid::from_u128(7), 1, 1, "[fd00::1]:7443")]);
         assert!(book.hint("10.1.1.1:7443".parse().unwrap()));
-        book.save().unwrap();
+        book.save(&crate::env::linux::LinuxFiles).unwrap();
         let again = Book::load(&path);
         assert_eq!(again.records(), book.records());
         assert_eq!(again.hints(), book.hints());

@@ -203,6 +203,41 @@ fn a_store_whose_making_was_cut_short_is_made_again() {
 }
 
 #[test]
+fn a_founder_that_was_killed_before_its_first_vote_goes_on() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("store");
+    let (disk, _) = open(&dir).unwrap();
+    commit(&disk, append(0..1, 40)).unwrap();
+    drop(disk);
+    let (disk, loaded) = open(&dir).unwrap();
+    assert_eq!(indexes(&loaded), [0]);
+    // Any other entry comes from a leader, for which there is a vote.
+    commit(&disk, append(1..2, 40)).unwrap();
+    drop(disk);
+    assert_put_aside(&dir, "no vote");
+}
+
+#[test]
+fn a_new_store_opens_at_once_however_busy_the_machine_is() {
+    // In memory, where no sync gives sled's threads the time to let go of what was made.
+    let memory = Path::new("/dev/shm");
+    let temp = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    let temp = temp.unwrap();
+    let make_many = |part: usize| {
+        let temp = temp.path().to_owned();
+        move || {
+            for i in 0..100 {
+                open(&temp.join(format!("store-{part}-{i}"))).map(drop).unwrap();
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let busy: Vec<_> = (0..8).map(|part| scope.spawn(make_many(part))).collect();
+        busy.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
+#[test]
 fn generations_are_renewed_and_the_old_one_goes() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("store");

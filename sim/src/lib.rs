@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`mod@bench`] | what the lab measures |
 //! | [`lab`] | hosts in namespaces on one machine, with real daemons |
+//! | [`mortal`] | Skein on a machine that counts its steps and can be killed after any |
 //! | [`picture`] | a recorded terminal as a picture |
 //! | [`probe`] | how long an address did not answer |
 //! | [`rehearsal`] | a stand-in with K3s' command line, files and ports |
@@ -11,6 +12,7 @@
 
 pub mod bench;
 pub mod lab;
+pub mod mortal;
 pub mod picture;
 pub mod probe;
 pub mod rehearsal;

@@ -44,8 +44,11 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    // The rehearsal is called by K3s' name, as Skein calls K3s.
+    // The rehearsal is called by K3s' name, as Skein calls K3s; a mortal Skein by its own, as a lab's hosts call it.
     let called = std::env::args().next().unwrap_or_default();
+    if called.rsplit('/').next() == Some("skein") {
+        return sim::mortal::main();
+    }
     if called.rsplit('/').next() == Some("k3s") {
         let args: Vec<String> = std::env::args().skip(1).collect();
         return finish(sim::rehearsal::run(&args));

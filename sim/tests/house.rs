@@ -64,6 +64,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("sim/src/bench/trial.rs", &[]),
     ("sim/src/bench/turns.rs", &[]),
     ("sim/src/bench/verdict.rs", &[]),
+    ("sim/src/mortal/steps.rs", &[]),
     ("sim/src/picture/film.rs", &[]),
     ("sim/src/picture/screen.rs", &[]),
     ("sim/src/picture/svg.rs", &[]),

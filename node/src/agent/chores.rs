@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use k3s::{EtcdApi, KubeApi};
 use raft_store::apply::Command;
 use raft_store::model::{Cluster, Drain, DrainStep, Ghost, Name, Node, Phase, Role, State};
 use raft_store::raft::Published;
@@ -84,11 +85,11 @@ impl<E: Env> ChoresAgent<E> {
     }
 
     /// Opens the Kubernetes API: on a server its own, elsewhere through the VIP.
-    fn kube(&self, cluster: &Cluster, local: bool) -> Option<k3s::Kube> {
+    fn kube(&self, cluster: &Cluster, local: bool) -> Option<E::Kube> {
         let secrets = self.shared.secrets(cluster)?;
         let kubeconfig = k3s::Secret::new(secrets.kubeconfig.clone());
         let endpoint = cluster.endpoint.as_deref().filter(|_| !local);
-        match k3s::Kube::new(&kubeconfig, endpoint) {
+        match self.shared.env.kube(&kubeconfig, endpoint) {
             Ok(kube) => Some(kube),
             Err(e) => {
                 tracing::warn!(cluster = %cluster.name, error = %e, "the Kubernetes API cannot be used");
@@ -145,11 +146,7 @@ impl<E: Env> ChoresAgent<E> {
         done.map(|()| None).map_err(|e| format!("cordon in cluster {}: {e}", cluster.name))
     }
 
-    fn working_member<'a>(
-        &self,
-        state: &'a State,
-        node: &Node,
-    ) -> Option<(&'a Cluster, k3s::Kube)> {
+    fn working_member<'a>(&self, state: &'a State, node: &Node) -> Option<(&'a Cluster, E::Kube)> {
         let a = node.assignment.as_ref().filter(|a| a.phase == Phase::Ready)?;
         let cluster = state.clusters.get(&a.cluster?)?;
         Some((cluster, self.kube(cluster, a.role == Role::K3sServer)?))
@@ -160,7 +157,7 @@ impl<E: Env> ChoresAgent<E> {
         else {
             return Ok(None);
         };
-        let Ok(etcd) = k3s::Etcd::open(&self.data_dir) else {
+        let Ok(etcd) = self.shared.env.etcd(&self.data_dir) else {
             return Ok(Some("no etcd on this server".into()));
         };
         match etcd.hand_over(&not_to_lead(state, cluster)).await {
@@ -274,7 +271,7 @@ impl<E: Env> ChoresAgent<E> {
         let Some(kube) = self.kube(cluster, false) else {
             return true;
         };
-        let etcd = (role == Role::K3sServer).then(|| k3s::Etcd::open(&self.data_dir).ok());
+        let etcd = (role == Role::K3sServer).then(|| self.shared.env.etcd(&self.data_dir).ok());
         let etcd = etcd.flatten();
         let outcome = match &etcd {
             Some(etcd) => match lead_no_more(state, cluster, etcd, &kube, node, since).await {
@@ -317,11 +314,11 @@ impl<E: Env> ChoresAgent<E> {
         &self,
         state: &State,
         cluster: &Cluster,
-        kube: &k3s::Kube,
+        kube: &impl KubeApi,
         ghost: &Ghost,
     ) -> Result<(), String> {
         node_gone(kube, &ghost.name).await?;
-        if let Ok(etcd) = k3s::Etcd::open(&self.data_dir) {
+        if let Ok(etcd) = self.shared.env.etcd(&self.data_dir) {
             let addresses = ghost.addresses.iter().flat_map(|a| a.both()).collect();
             let identity = k3s::Identity { node: ghost.name.to_string(), addresses };
             member_gone(state, cluster, &etcd, &ghost.name, &identity).await?;
@@ -335,8 +332,8 @@ impl<E: Env> ChoresAgent<E> {
 async fn lead_no_more(
     state: &State,
     cluster: &Cluster,
-    etcd: &k3s::Etcd,
-    kube: &k3s::Kube,
+    etcd: &impl EtcdApi,
+    kube: &impl KubeApi,
     node: &Node,
     since: Instant,
 ) -> Result<(), String> {
@@ -352,8 +349,8 @@ async fn lead_no_more(
 async fn out_of_both(
     state: &State,
     cluster: &Cluster,
-    etcd: &k3s::Etcd,
-    kube: &k3s::Kube,
+    etcd: &impl EtcdApi,
+    kube: &impl KubeApi,
     node: &Node,
 ) -> Result<(), String> {
     node_gone(kube, &node.name).await?;
@@ -361,7 +358,7 @@ async fn out_of_both(
 }
 
 /// Deletes a Node. K3s keeps it until it has taken its member out of etcd, so an accepted request proves nothing.
-async fn node_gone(kube: &k3s::Kube, name: &Name) -> Result<(), String> {
+async fn node_gone(kube: &impl KubeApi, name: &Name) -> Result<(), String> {
     let asked = async {
         kube.delete_node(name.as_str()).await?;
         kube.node(name.as_str()).await
@@ -377,7 +374,7 @@ async fn node_gone(kube: &k3s::Kube, name: &Name) -> Result<(), String> {
 async fn member_gone(
     state: &State,
     cluster: &Cluster,
-    etcd: &k3s::Etcd,
+    etcd: &impl EtcdApi,
     name: &Name,
     identity: &k3s::Identity,
 ) -> Result<(), String> {

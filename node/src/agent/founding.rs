@@ -7,7 +7,7 @@ use raft_store::seal::FleetKey;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::files;
+use crate::env::Files;
 use crate::project::Founding;
 
 const PURPOSE: &str = "founding";
@@ -84,6 +84,7 @@ fn path(dir: &Path, incarnation: &str) -> PathBuf {
 /// # Errors
 /// In words, when nothing can be made or stored.
 pub fn load_or_make(
+    files: &dyn Files,
     dir: &Path,
     incarnation: &str,
     cluster: &str,
@@ -104,8 +105,8 @@ pub fn load_or_make(
     let founding = Founding { ca, agent_secret: agent, server_secret: Some(server) };
     let sealed = key.seal(PURPOSE, to_json(&founding).as_bytes(), nonce);
     let write = || -> std::io::Result<()> {
-        files::private_dir(dir)?;
-        files::replace(&path, &sealed.0, 0o600)
+        files.private_dir(dir)?;
+        files.replace(&path, &sealed.0, 0o600)
     };
     write().map_err(|e| format!("{}: {e}", path.display()))?;
     Ok(founding)
@@ -114,6 +115,7 @@ pub fn load_or_make(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::linux::LinuxFiles;
 
     #[test]
     fn a_founding_is_made_once_and_lies_sealed() {
@@ -121,7 +123,7 @@ mod tests {
         let key = FleetKey::from_bytes([1; 32]);
         let make = |b: u8| {
             let seeds = (1_800_000_000, [[b; 32], [b + 100; 32]], [b; 24]);
-            load_or_make(dir.path(), "x", "lab", &key, seeds)
+            load_or_make(&LinuxFiles, dir.path(), "x", "lab", &key, seeds)
         };
         let (first, second) = (make(1).unwrap(), make(2).unwrap());
         assert_eq!(first, second);

@@ -23,7 +23,7 @@ impl Password {
     }
 
     /// Tries it. Who this node is the fleet's certificate says, so that the password need not.
-    pub(super) async fn forget(&mut self, kube: Option<k3s::Kube>, node: &Name) {
+    pub(super) async fn forget(&mut self, kube: Option<impl k3s::KubeApi>, node: &Name) {
         self.tried = Some(Instant::now());
         let Some(kube) = kube else { return };
         match kube.delete_node_password(node.as_str()).await {

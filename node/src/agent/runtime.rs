@@ -134,7 +134,8 @@ impl<E: Env> K3sAgent<E> {
         let incarnation = format!("{}-{}", node.uuid, a.order);
         let env = &self.shared.env;
         let seeds = (env.wall().0 / 1000, [env.random(), env.random()], self.shared.nonce());
-        founding::load_or_make(&self.dir, &incarnation, c.name.as_str(), &key, seeds).map(Some)
+        founding::load_or_make(env.files(), &self.dir, &incarnation, c.name.as_str(), &key, seeds)
+            .map(Some)
     }
 
     fn tell(&self, a: Option<&Assignment>, turn: &k3s::Turn) {

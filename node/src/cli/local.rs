@@ -15,7 +15,7 @@ use super::{Format, Global, Places, Result, output, service};
 use crate::config::{CONFIG_FILE, Config, Manager};
 use crate::daemon::{self, DaemonError, Paths};
 use crate::enter;
-use crate::env::linux::{LinuxEnv, TlsWire};
+use crate::env::linux::{Linux, TlsWire};
 use crate::identity::{Identity, IdentityError};
 use crate::transport::SharedBook;
 use crate::whereabouts::Book;
@@ -119,7 +119,7 @@ fn node_name(
     text.parse().map_err(|e| usage(what, e, "name it with --name"))
 }
 
-pub(super) async fn init(global: &Global, args: InitArgs) -> Result {
+pub(super) async fn init(machine: &impl Linux, global: &Global, args: InitArgs) -> Result {
     const WHAT: &str = "no fleet was founded";
     need_root(WHAT).and_then(|()| need_net_admin(WHAT)).and_then(|()| need_tun(WHAT))?;
     let config = load_config(&args.places)?;
@@ -128,7 +128,7 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Result {
         ipv4_pool: args.ipv4_pool,
         voters: args.voters.parse().unwrap_or(5),
     };
-    let identity = enter::init(&args.places.state_dir, &init).await?;
+    let identity = enter::init(machine, &args.places.state_dir, &init).await?;
     output::note(format!("this machine, {}, is the first node of a new fleet", init.name));
     if !args.foreground {
         service::start(global, &args.places).await?;
@@ -137,10 +137,10 @@ pub(super) async fn init(global: &Global, args: InitArgs) -> Result {
         );
         return Ok(());
     }
-    run_daemon(global, identity, config, &args.places).await
+    run_daemon(machine, global, identity, config, &args.places).await
 }
 
-pub(super) async fn join(global: &Global, args: JoinArgs) -> Result {
+pub(super) async fn join(machine: &impl Linux, global: &Global, args: JoinArgs) -> Result {
     const WHAT: &str = "this machine did not join";
     need_root(WHAT).and_then(|()| need_net_admin(WHAT)).and_then(|()| need_tun(WHAT))?;
     let config = load_config(&args.places)?;
@@ -151,7 +151,8 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Result {
     let name = node_name(args.name, &config, WHAT)?;
     let replaces = args.replaces.map(|r| r.parse::<Name>()).transpose();
     let replaces = replaces.map_err(|e| usage(WHAT, e, "--replaces takes a node's name"))?;
-    let joined = enter::join(&args.places.state_dir, &ticket, &name, replaces.as_ref()).await?;
+    let (dir, replaces) = (&args.places.state_dir, replaces.as_ref());
+    let joined = enter::join(machine, dir, &ticket, &name, replaces).await?;
     output::note(format!("this machine, {name}, was admitted"));
     if let Some((route, pool)) = joined.clash {
         output::note(format!(
@@ -164,18 +165,19 @@ pub(super) async fn join(global: &Global, args: JoinArgs) -> Result {
         output::note("see `skein status`");
         return Ok(());
     }
-    run_daemon(global, joined.identity, config, &args.places).await
+    run_daemon(machine, global, joined.identity, config, &args.places).await
 }
 
-pub(super) async fn daemon(global: &Global, places: Places) -> Result {
+pub(super) async fn daemon(machine: &impl Linux, global: &Global, places: Places) -> Result {
     const WHAT: &str = "the daemon did not start";
     need_root(WHAT).and_then(|()| need_net_admin(WHAT))?;
     let config = load_config(&places)?;
     let identity = Identity::load(&places.state_dir).map_err(|e| unusable(WHAT, e))?;
-    run_daemon(global, identity, config, &places).await
+    run_daemon(machine, global, identity, config, &places).await
 }
 
 async fn run_daemon(
+    machine: &impl Linux,
     global: &Global,
     identity: Identity,
     config: Config,
@@ -199,7 +201,7 @@ async fn run_daemon(
     let state_dir = places.state_dir.join("k3s");
     let k3s = k3s::LinuxConfig { state_dir, manager, layout };
     let wire = TlsWire::new(PeerPool::new(tls), member.fleet);
-    let env = Arc::new(LinuxEnv::new(wire, k3s));
+    let env = Arc::new(machine.env(wire, k3s));
     let paths = Paths { state_dir: places.state_dir.clone(), socket: global.socket.clone() };
     daemon::run(env, book, identity, config, paths).await.map_err(|e| {
         let next = after(&e, member.name.as_str());

@@ -10,12 +10,15 @@ mod output;
 mod service;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use api::client::ApiError;
 use api::status::detail;
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{CONFIG_FILE, SOCKET, STATE_DIR};
+use crate::env::linux::Linux;
 
 /// Kubernetes (K3s) on machines in several places, without a central server.
 ///
@@ -119,16 +122,51 @@ enum Command {
 
 type Result = std::result::Result<(), ApiError>;
 
+/// Reads this process' arguments and carries them out on `machine`: the whole of the `skein` program.
+pub fn main(machine: &impl Linux) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e)
+            if e.use_stderr()
+                && e.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            let e = misunderstood(&e);
+            show_failure(&e);
+            return ExitCode::from(e.code);
+        }
+        Err(e) => e.exit(),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(crate::THREADS)
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            let words = format!("error: no threads: {e}\n");
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(machine, cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            show_failure(&e);
+            ExitCode::from(e.code)
+        }
+    }
+}
+
 /// Carries out what was typed.
 ///
 /// # Errors
 /// What is to be shown in three lines.
-pub async fn run(cli: Cli) -> Result {
+pub async fn run(machine: &impl Linux, cli: Cli) -> Result {
     let global = &cli.global;
     match cli.command {
-        Command::Init(args) => local::init(global, args).await,
-        Command::Join(args) => local::join(global, args).await,
-        Command::Daemon(places) => local::daemon(global, places).await,
+        Command::Init(args) => local::init(machine, global, args).await,
+        Command::Join(args) => local::join(machine, global, args).await,
+        Command::Daemon(places) => local::daemon(machine, global, places).await,
         Command::Status => fleet::status(global).await,
         Command::Node(command) => node::run(global, command).await,
         Command::Drain(args) => node::drain(global, args).await,
@@ -146,7 +184,7 @@ pub async fn run(cli: Cli) -> Result {
 }
 
 /// Says a mistyped command line as any other failure.
-pub fn misunderstood(e: &clap::Error) -> ApiError {
+fn misunderstood(e: &clap::Error) -> ApiError {
     let text = e.render().to_string();
     let said = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more");
     let why: Vec<&str> =
@@ -160,6 +198,6 @@ pub fn misunderstood(e: &clap::Error) -> ApiError {
 }
 
 /// Shows a failure: what failed, why, what to run next.
-pub fn show_failure(e: &ApiError) {
+fn show_failure(e: &ApiError) {
     output::failure(e);
 }

@@ -1,15 +1,22 @@
 //! The ports on a Linux host: clocks, randomness, interfaces, the TLS wire. Shell.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
+use api::client::ApiError;
+use api::proto::{RedeemRequest, RedeemResponse};
+use api::ticket::JoinTicket;
 use api::transport::{Lane, PeerError, PeerPool};
+use raft_store::disk::{Disks, Sled};
 use raft_store::model::UnixMillis;
 use raft_store::raft::{TransportError, kind};
 use rand::TryRngCore as _;
 use uuid::Uuid;
 
-use super::{Env, Mesh, Message, Wire};
+use super::{Env, Files, Machine, Mesh, Message, Wire};
+use crate::files;
 use crate::listeners::udp_holder;
 
 /// Frames above this size travel apart from heartbeats.
@@ -96,6 +103,73 @@ impl Wire for TlsWire {
     }
 }
 
+/// The files of a Linux machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinuxFiles;
+
+impl Files for LinuxFiles {
+    fn replace(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+        files::replace(path, bytes, mode)
+    }
+
+    fn private_dir(&self, path: &Path) -> io::Result<()> {
+        files::private_dir(path)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        files::remove(path)
+    }
+}
+
+/// A Linux machine on which commands and daemons run.
+pub trait Linux: Machine {
+    /// The world of a member's daemon on it.
+    type Env: Env<Wire = TlsWire>;
+
+    /// Puts that world together.
+    fn env(&self, wire: TlsWire, k3s: k3s::LinuxConfig) -> Self::Env;
+}
+
+/// The Linux machine that this program runs on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinuxMachine;
+
+impl Machine for LinuxMachine {
+    fn files(&self) -> &dyn Files {
+        &LinuxFiles
+    }
+
+    fn disks(&self) -> &dyn Disks {
+        &Sled
+    }
+
+    fn wall(&self) -> UnixMillis {
+        wall()
+    }
+
+    fn random(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        random(&mut bytes);
+        bytes
+    }
+
+    async fn redeem(
+        &self,
+        ticket: &JoinTicket,
+        request: RedeemRequest,
+    ) -> Result<RedeemResponse, ApiError> {
+        api::client::redeem(ticket, request).await
+    }
+}
+
+impl Linux for LinuxMachine {
+    type Env = LinuxEnv;
+
+    fn env(&self, wire: TlsWire, k3s: k3s::LinuxConfig) -> LinuxEnv {
+        LinuxEnv::new(wire, k3s)
+    }
+}
+
 /// The Linux host as the daemon's world.
 pub struct LinuxEnv {
     wire: TlsWire,
@@ -109,10 +183,38 @@ impl LinuxEnv {
     }
 }
 
+impl Machine for LinuxEnv {
+    fn files(&self) -> &dyn Files {
+        LinuxMachine.files()
+    }
+
+    fn disks(&self) -> &dyn Disks {
+        LinuxMachine.disks()
+    }
+
+    fn wall(&self) -> UnixMillis {
+        LinuxMachine.wall()
+    }
+
+    fn random(&self) -> [u8; 32] {
+        LinuxMachine.random()
+    }
+
+    async fn redeem(
+        &self,
+        ticket: &JoinTicket,
+        request: RedeemRequest,
+    ) -> Result<RedeemResponse, ApiError> {
+        LinuxMachine.redeem(ticket, request).await
+    }
+}
+
 impl Env for LinuxEnv {
     type Wire = TlsWire;
     type Host = k3s::LinuxHost;
     type Mesh = LinuxMesh;
+    type Kube = k3s::Kube;
+    type Etcd = k3s::Etcd;
 
     fn wire(&self) -> TlsWire {
         self.wire.clone()
@@ -126,14 +228,16 @@ impl Env for LinuxEnv {
         LinuxMesh(sdwan::Overlay::new())
     }
 
-    fn wall(&self) -> UnixMillis {
-        wall()
+    fn kube(
+        &self,
+        kubeconfig: &k3s::Secret,
+        endpoint: Option<&str>,
+    ) -> Result<k3s::Kube, k3s::KubeError> {
+        k3s::Kube::new(kubeconfig, endpoint)
     }
 
-    fn random(&self) -> [u8; 32] {
-        let mut bytes = [0; 32];
-        random(&mut bytes);
-        bytes
+    fn etcd(&self, data_dir: &Path) -> Result<k3s::Etcd, k3s::EtcdError> {
+        k3s::Etcd::open(data_dir)
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
@@ -161,9 +265,7 @@ impl Mesh for LinuxMesh {
 /// An overlay's failure, with the process that is in the way where there is one.
 fn in_words(error: &sdwan::ApplyError) -> String {
     let holder = match error {
-        sdwan::ApplyError::Udp { port, source }
-            if source.kind() == std::io::ErrorKind::AddrInUse =>
-        {
+        sdwan::ApplyError::Udp { port, source } if source.kind() == io::ErrorKind::AddrInUse => {
             udp_holder(*port).to_string()
         }
         _ => String::new(),

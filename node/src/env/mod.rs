@@ -1,12 +1,20 @@
 //! The one seam to the outside: everything that is not pure enters the daemon through these ports.
+//!
+//! A [`Machine`] is what founding and joining need, before there is anybody to talk to; an [`Env`] is a member's world.
 
 pub mod linux;
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
+use api::client::ApiError;
+use api::proto::{RedeemRequest, RedeemResponse};
+use api::ticket::JoinTicket;
 use bytes::Bytes;
+use raft_store::disk::Disks;
 use raft_store::model::UnixMillis;
 use raft_store::raft::TransportError;
 use uuid::Uuid;
@@ -34,14 +42,61 @@ pub trait Wire: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Message, TransportError>> + Send;
 }
 
+/// The few files in which a machine keeps who and where it is, each put in place whole.
+pub trait Files: Send + Sync + 'static {
+    /// Puts a file in place so that a reader, or a power cut, sees the old one or the new one.
+    ///
+    /// # Errors
+    /// What the file system answered.
+    fn replace(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()>;
+
+    /// Makes a folder that only its owner may enter, with its parents.
+    ///
+    /// # Errors
+    /// What the file system answered.
+    fn private_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a file, or a folder with all in it; one that is gone already is no error.
+    ///
+    /// # Errors
+    /// What the file system answered.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+}
+
+/// What a machine has also before it is a member of a fleet.
+pub trait Machine: Send + Sync + 'static {
+    /// Returns its small files.
+    fn files(&self) -> &dyn Files;
+
+    /// Returns what Raft's log is kept on.
+    fn disks(&self) -> &dyn Disks;
+
+    /// Returns the wall clock.
+    fn wall(&self) -> UnixMillis;
+
+    /// Returns random bytes.
+    fn random(&self) -> [u8; 32];
+
+    /// Takes a ticket to the members that it names.
+    fn redeem(
+        &self,
+        ticket: &JoinTicket,
+        request: RedeemRequest,
+    ) -> impl Future<Output = Result<RedeemResponse, ApiError>> + Send;
+}
+
 /// What the daemon needs from the world.
-pub trait Env: Send + Sync + 'static {
+pub trait Env: Machine {
     /// The wire between daemons.
     type Wire: Wire;
     /// The K3s of this host.
     type Host: k3s::Host;
     /// The overlay devices of this host.
     type Mesh: Mesh;
+    /// A cluster's Kubernetes API.
+    type Kube: k3s::KubeApi;
+    /// The etcd member of this host's server.
+    type Etcd: k3s::EtcdApi;
 
     /// Returns the wire.
     fn wire(&self) -> Self::Wire;
@@ -52,18 +107,28 @@ pub trait Env: Send + Sync + 'static {
     /// Makes the handle on this host's overlay devices.
     fn mesh(&self) -> Self::Mesh;
 
-    /// Returns the wall clock.
-    fn wall(&self) -> UnixMillis;
+    /// Opens a cluster's Kubernetes API, at the kubeconfig's own server or at `endpoint`.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be used.
+    fn kube(
+        &self,
+        kubeconfig: &k3s::Secret,
+        endpoint: Option<&str>,
+    ) -> Result<Self::Kube, k3s::KubeError>;
 
-    /// Returns random bytes.
-    fn random(&self) -> [u8; 32];
+    /// Opens the etcd member of this host's server, whose data lie under `data_dir`.
+    ///
+    /// # Errors
+    /// When there is none.
+    fn etcd(&self, data_dir: &Path) -> Result<Self::Etcd, k3s::EtcdError>;
 
     /// Returns the addresses at which this host is reached, overlay and container interfaces left out.
     fn addresses(&self) -> Vec<std::net::IpAddr>;
 }
 
 /// The overlay devices of a host.
-pub trait Mesh: Send + 'static {
+pub trait Mesh: Send + Sync + 'static {
     /// Makes exactly these meshes exist; returns what could not be done, in words.
     fn apply(
         &mut self,

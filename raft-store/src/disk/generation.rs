@@ -6,11 +6,17 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::place::sync_dir;
 use super::record::{protect, verify};
 use super::sled::Durability;
 use super::{Loaded, MetaKey};
+
+/// sled's own threads give its file back a moment after it was closed. The folder's lock, which is taken before,
+/// says that no other daemon has it, so it is waited for a little: this often, with this pause.
+const LET_GO_TRIES: u32 = 100;
+const LET_GO_PAUSE: Duration = Duration::from_millis(20);
 
 /// An open database and handles on its files.
 pub(super) struct Generation {
@@ -97,7 +103,7 @@ pub(super) fn open(
     disk.sync(&file, &path.join("db")).map_err(OpenFailure::Io)?;
     let owned = path.to_owned();
     std::thread::spawn(move || {
-        let db = config(&owned).open()?;
+        let db = reopen(&owned)?;
         let mut opened = Generation::over(db, &owned).map_err(OpenFailure::Io)?;
         opened.floor = opened.number("floor")?;
         let loaded = load(&opened, acknowledged)?;
@@ -105,6 +111,17 @@ pub(super) fn open(
     })
     .join()
     .unwrap_or_else(|_| Err(OpenFailure::Damaged("sled panicked while opening it".into())))
+}
+
+/// Opens what this very process may have closed a moment ago.
+fn reopen(path: &Path) -> Result<sled::Db, OpenFailure> {
+    for _ in 0..LET_GO_TRIES {
+        match config(path).open().map_err(OpenFailure::from) {
+            Err(OpenFailure::InUse) => std::thread::sleep(LET_GO_PAUSE),
+            other => return other,
+        }
+    }
+    config(path).open().map_err(OpenFailure::from)
 }
 
 impl Generation {
@@ -245,7 +262,9 @@ fn load(from: &Generation, acknowledged: u64) -> Result<Loaded, OpenFailure> {
             };
         }
     }
-    if !loaded.log.is_empty() && !loaded.meta.contains_key(&MetaKey::Vote) {
+    // A founder writes the first membership before it votes for itself, and may be killed between the two.
+    let founded = loaded.log.keys().eq([&0]);
+    if !loaded.log.is_empty() && !founded && !loaded.meta.contains_key(&MetaKey::Vote) {
         return damaged("there is a log but no vote".into());
     }
     Ok(loaded)

@@ -7,12 +7,13 @@ mod sled;
 mod snapshots;
 mod tail;
 
-pub use self::sled::{Durability, Fdatasync, Roll, SledDisk, SledOptions};
+pub use self::sled::{Durability, Fdatasync, Roll, Sled, SledDisk, SledOptions};
 pub use place::{OpenError, is_in_use, is_put_aside};
 pub use record::{Record, RecordError};
 pub use snapshots::{SnapshotError, Snapshots};
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// One change of the log store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +76,15 @@ pub trait Disk: Send + Sync + 'static {
     /// Hands over a value whose loss would do no harm: it is written with the next batch, or by itself a moment later,
     /// so that it never costs a sync of its own while the log grows. A later one of the same key takes its place.
     fn note(&self, key: MetaKey, value: Vec<u8>);
+}
+
+/// Opens durable logs. A port, so that a log can lie elsewhere than on sled, or be watched.
+pub trait Disks: Send + Sync + 'static {
+    /// Opens the log that these options name; returns what it holds.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    fn open(&self, options: &SledOptions) -> Result<(Arc<dyn Disk>, Loaded), OpenError>;
 }
 
 /// The disk failed. Nothing of the batch was acknowledged, and nothing after it will be.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::generation::{self, Generation, OpenFailure};
 use super::place::{Found, OpenError, Place, io_error};
 use super::tail::Tail;
-use super::{Disk, DiskError, Done, Loaded, MetaKey, Write};
+use super::{Disk, DiskError, Disks, Done, Loaded, MetaKey, Write};
 use crate::disk::record::protect;
 
 /// Makes written bytes durable. A port, so that a test can take it away and see the loss.
@@ -130,6 +130,16 @@ impl Drop for SledDisk {
             // The writer answers its own panics as failed batches.
             let _ = writer.join();
         }
+    }
+}
+
+/// Logs on sled, as every daemon has them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sled;
+
+impl Disks for Sled {
+    fn open(&self, options: &SledOptions) -> Result<(Arc<dyn Disk>, Loaded), OpenError> {
+        SledDisk::open(options).map(|(disk, loaded)| (Arc::new(disk) as Arc<dyn Disk>, loaded))
     }
 }
 

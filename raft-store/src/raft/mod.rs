@@ -19,3 +19,4 @@ pub use rt::NodeRt;
 pub use scope::Scope;
 pub use store::{Profile, RaftStatus, Store, StoreConfig, StoreError, is_in_use, is_put_aside};
 pub use types::{Member, TypeConfig};
+pub use wire::committed_index;

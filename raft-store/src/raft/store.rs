@@ -16,7 +16,9 @@ use super::log::LogStore;
 use super::machine::{self, Published, StateMachine};
 use super::net::{Network, Transport};
 use super::types::{Member, TypeConfig};
-use crate::disk::{Disk, Loaded, OpenError, SledDisk, SledOptions, SnapshotError, Snapshots};
+use crate::disk::{
+    Disk, Disks, Loaded, OpenError, Sled, SledDisk, SledOptions, SnapshotError, Snapshots,
+};
 use crate::model::State;
 
 /// Raft's timers, by the round trip between voters.
@@ -217,9 +219,21 @@ impl<T: Transport> Store<T> {
     /// # Errors
     /// When the disk's content cannot be used, or Raft does not start.
     pub async fn open(dir: &Path, config: &StoreConfig, transport: T) -> Result<Self, StoreError> {
+        Self::open_on(&Sled, dir, config, transport).await
+    }
+
+    /// Opens the store in `dir` with its log on one of these disks, and starts Raft on it.
+    ///
+    /// # Errors
+    /// When the disk's content cannot be used, or Raft does not start.
+    pub async fn open_on(
+        disks: &dyn Disks,
+        dir: &Path,
+        config: &StoreConfig,
+        transport: T,
+    ) -> Result<Self, StoreError> {
         let options = SledOptions::new(&dir.join("store"), &owner(config.fleet, config.id));
-        let (disk, loaded) = SledDisk::open(&options).map_err(StoreError::Open)?;
-        let disk: Arc<dyn Disk> = Arc::new(disk);
+        let (disk, loaded) = disks.open(&options).map_err(StoreError::Open)?;
         match open_parts(disk, loaded, &options.dir) {
             Ok((log, snapshots)) => Self::start(config, log, snapshots, transport).await,
             Err(Unusable::Content(why)) => Err(StoreError::Content(why)),

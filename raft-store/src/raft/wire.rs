@@ -191,6 +191,11 @@ pub(crate) fn put_log_id(id: &LogId) -> WireLogId {
     WireLogId { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index }
 }
 
+/// Returns the log index in a stored [`Committed`](crate::disk::MetaKey::Committed), for whoever watches a disk.
+pub fn committed_index(bytes: &[u8]) -> Option<u64> {
+    WireLogId::decode(bytes).ok().map(|id| id.index)
+}
+
 pub(crate) fn get_log_id(id: &WireLogId) -> Result<LogId, WireError> {
     let leader_id = get_leader_id(id.term, id.node)?;
     if id.index > NUMBER_MAX {

@@ -152,15 +152,20 @@ pub(super) fn needs(wanted: &str) -> Result<Vec<&'static str>> {
 /// The rehearsal is this very program under K3s' name.
 fn rehearsal() -> Result<Choice> {
     let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
-    let dir = exe.parent().unwrap_or(Path::new("/")).join("rehearsal");
+    Ok(("rehearsal".into(), as_program(&exe, "rehearsal", "k3s")?))
+}
+
+/// Gives this program another name, by which it is another program; returns its path, in a folder beside it.
+pub(super) fn as_program(exe: &Path, folder: &str, name: &str) -> Result<PathBuf> {
+    let dir = exe.parent().unwrap_or(Path::new("/")).join(folder);
     make_dir(&dir)?;
-    let link = dir.join("k3s");
-    let fresh = fs::read_link(&link).ok().as_deref() == Some(exe.as_path());
+    let link = dir.join(name);
+    let fresh = fs::read_link(&link).ok().as_deref() == Some(exe);
     if !fresh {
         let _ = fs::remove_file(&link);
-        std::os::unix::fs::symlink(&exe, &link).map_err(|e| format!("{}: {e}", link.display()))?;
+        std::os::unix::fs::symlink(exe, &link).map_err(|e| format!("{}: {e}", link.display()))?;
     }
-    Ok(("rehearsal".into(), link))
+    Ok(link)
 }
 
 fn build() -> Result<Choice> {

@@ -26,6 +26,9 @@ pub(super) struct UpArgs {
     /// Stop after the daemons are members: no cluster.
     #[arg(long)]
     no_cluster: bool,
+    /// Run daemons that write down each step, and can be killed after any.
+    #[arg(long, hide = true)]
+    mortal: bool,
     /// Stop after the hosts have booted: no daemons.
     #[arg(long)]
     no_daemons: bool,
@@ -38,9 +41,12 @@ impl UpArgs {
     }
 }
 
-/// Finds the daemon's binary beside this one, and refuses one of another commit.
-fn skein_binary() -> Result<PathBuf> {
+/// Finds the daemon's binary beside this one, and refuses one of another commit; a mortal one is this very program.
+fn skein_binary(mortal: bool) -> Result<PathBuf> {
     let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
+    if mortal {
+        return runtime::as_program(&exe, "mortal", "skein");
+    }
     let skein = exe.parent().unwrap_or(Path::new("/")).join("skein");
     let version = super::sh(&skein.display().to_string(), &["--version"])?;
     same_commit(&skein, &version)?;
@@ -127,7 +133,7 @@ fn new(name: &str, args: &UpArgs, images: Option<PathBuf>, skein: PathBuf) -> Re
 
 pub(super) fn up(name: &str, args: &UpArgs) -> Result<()> {
     let mut progress = Progress::new();
-    let skein = skein_binary()?;
+    let skein = skein_binary(args.mortal)?;
     let images = images(args)?;
     let lab = match Lab::load(name)? {
         Some(known) => {
@@ -215,6 +221,7 @@ mod tests {
             k3s: None,
             images: None,
             no_cluster: false,
+            mortal: false,
             no_daemons: false,
         };
         assert!(differences(&lab, &none, None).is_empty());
@@ -224,6 +231,7 @@ mod tests {
             k3s: Some("build".into()),
             images: None,
             no_cluster: true,
+            mortal: false,
             no_daemons: false,
         };
         assert_eq!(differences(&lab, &all, Some(&"/i".into())).len(), 5);

@@ -18,6 +18,7 @@ mod foreign;
 mod hanging;
 mod http;
 mod interrupted;
+mod killed;
 mod life;
 mod members;
 mod network;

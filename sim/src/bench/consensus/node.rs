@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::client::ApiError;
+use api::proto::{RedeemRequest, RedeemResponse};
 use api::ticket::JoinTicket;
 use api::transport::PeerPool;
 use clap::Args;
@@ -13,11 +15,12 @@ use k3s::HostError;
 use node::config::Config;
 use node::daemon::{self, Paths};
 use node::enter::{self, Init};
-use node::env::linux::{TlsWire, random, wall};
-use node::env::{Env, Mesh};
+use node::env::linux::{LinuxMachine, TlsWire};
+use node::env::{Env, Files, Machine, Mesh};
 use node::identity::Identity;
 use node::transport::SharedBook;
 use node::whereabouts::Book;
+use raft_store::disk::Disks;
 use raft_store::model::UnixMillis;
 
 /// `skein-sim consensus-node`.
@@ -76,10 +79,38 @@ impl Mesh for NoOverlay {
     }
 }
 
+impl Machine for Bare {
+    fn files(&self) -> &dyn Files {
+        LinuxMachine.files()
+    }
+
+    fn disks(&self) -> &dyn Disks {
+        LinuxMachine.disks()
+    }
+
+    fn wall(&self) -> UnixMillis {
+        LinuxMachine.wall()
+    }
+
+    fn random(&self) -> [u8; 32] {
+        LinuxMachine.random()
+    }
+
+    fn redeem(
+        &self,
+        ticket: &JoinTicket,
+        request: RedeemRequest,
+    ) -> impl Future<Output = Result<RedeemResponse, ApiError>> + Send {
+        LinuxMachine.redeem(ticket, request)
+    }
+}
+
 impl Env for Bare {
     type Wire = TlsWire;
     type Host = NoK3s;
     type Mesh = NoOverlay;
+    type Kube = k3s::Kube;
+    type Etcd = k3s::Etcd;
 
     fn wire(&self) -> TlsWire {
         self.0.clone()
@@ -93,14 +124,16 @@ impl Env for Bare {
         NoOverlay
     }
 
-    fn wall(&self) -> UnixMillis {
-        wall()
+    fn kube(
+        &self,
+        kubeconfig: &k3s::Secret,
+        endpoint: Option<&str>,
+    ) -> Result<k3s::Kube, k3s::KubeError> {
+        k3s::Kube::new(kubeconfig, endpoint)
     }
 
-    fn random(&self) -> [u8; 32] {
-        let mut bytes = [0; 32];
-        random(&mut bytes);
-        bytes
+    fn etcd(&self, data_dir: &Path) -> Result<k3s::Etcd, k3s::EtcdError> {
+        k3s::Etcd::open(data_dir)
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
@@ -133,11 +166,11 @@ async fn enter(dir: &Path, args: &NodeArgs) -> Result<Identity, String> {
     match &args.join {
         None => {
             let init = Init { name, ipv4_pool: None, voters: 3 };
-            enter::init(dir, &init).await.map_err(|e| e.to_string())
+            enter::init(&LinuxMachine, dir, &init).await.map_err(|e| e.to_string())
         }
         Some(ticket) => {
             let ticket: JoinTicket = ticket.parse().map_err(|e| format!("--join: {e}"))?;
-            let joined = enter::join(dir, &ticket, &name, None).await;
+            let joined = enter::join(&LinuxMachine, dir, &ticket, &name, None).await;
             joined.map(|j| j.identity).map_err(|e| e.to_string())
         }
     }
