@@ -40,7 +40,7 @@ const PROPOSE_MAX: Duration = Duration::from_secs(3);
 /// What reaches the leader's loop.
 pub enum Input {
     /// A node's report; answered with whether this node leads, and whom it misses.
-    Report(Report, oneshot::Sender<Heard>),
+    Report(Box<Report>, oneshot::Sender<Heard>),
     /// A question what is seen; answered with nothing where this node does not lead.
     View(oneshot::Sender<Option<FleetView>>),
 }
@@ -53,7 +53,7 @@ impl LeaderHandle {
     /// Hands a report over; returns whether this node leads, and whom it misses.
     pub async fn report(&self, report: Report) -> Heard {
         let (tx, rx) = oneshot::channel();
-        match self.0.send(Input::Report(report, tx)).await {
+        match self.0.send(Input::Report(Box::new(report), tx)).await {
             Ok(()) => rx.await.unwrap_or_default(),
             Err(_) => Heard::default(),
         }
@@ -139,7 +139,7 @@ impl<E: Env> Leader<E> {
             Input::Report(report, answer) => {
                 let mut heard = Heard::default();
                 if let Some((_, seen)) = &mut self.seen {
-                    seen.report(report, Instant::now().into_std());
+                    seen.report(*report, Instant::now().into_std());
                     let now = self.env.wall().0.saturating_add_signed(self.clock_ms);
                     let now = Some(UnixMillis(now));
                     heard = Heard { leader: true, lost: self.lost.clone(), now };

@@ -130,6 +130,7 @@ impl Host for LinuxHost {
 
     async fn durable_write(&self) -> Result<Duration, HostError> {
         let folder = self.config.layout.data_dir.clone();
+        #[expect(clippy::disallowed_methods, reason = "this is a Linux port")]
         let measured = tokio::task::spawn_blocking(move || disk::durable_write(&folder)).await;
         measured.map_err(|e| HostError::Refused(format!("the disk could not be measured: {e}")))?
     }

@@ -6,7 +6,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use api::client::ApiError;
 use api::status::detail;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::{Format, Global};
@@ -104,8 +104,15 @@ pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) {
     for row in rows {
         table.add_row(row.into_iter().map(|c| if c.is_empty() { "-".into() } else { c }));
     }
+    // Where the terminal is too narrow, only the last column wraps: it is the one with sentences.
+    for column in 0..header.len().saturating_sub(1) {
+        if let Some(column) = table.column_mut(column) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
     for line in table.to_string().lines() {
-        self::line(line.trim_end().trim_start_matches(' '));
+        let line = line.trim_end();
+        self::line(line.strip_prefix(' ').unwrap_or(line));
     }
 }
 
