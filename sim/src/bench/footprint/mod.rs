@@ -83,7 +83,7 @@ fn measure(name: &str, size: usize, idle: Duration) -> Result<Fleet, String> {
     let servers = SERVERS.min(size);
     let (servers, workers) = (servers.to_string(), (size - servers).to_string());
     let wanted = ["--servers", &servers, "--workers", &workers, "--k3s", "rehearsal"];
-    let lab = Lab::up(name, &[&wanted[..], &["--no-daemons"]].concat())?;
+    let lab = Lab::up(name, &[&wanted[..], &["--no-daemons", "--no-cluster"]].concat())?;
     let begun = now();
     lab.verb(&["up", "--no-cluster"])?;
     ready(&lab, size)?;
