@@ -31,6 +31,10 @@ pub mod reporter;
 pub mod transport;
 pub mod whereabouts;
 
+/// How many threads run the daemon's tasks. Each one more is woken for nothing most of the time: idle, in turns on a busy machine,
+/// two took 0.53, 0.59 and 0.93 of the processor time of four. One alone would stand still while a task waits for the disk.
+pub const THREADS: usize = 2;
+
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit of this build, with `-dirty` if the tree differed from it.

@@ -16,17 +16,17 @@ fn main() -> std::process::ExitCode {
         }
         Err(e) => e.exit(),
     };
-    let runtime =
-        match tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(4).build() {
-            Ok(runtime) => runtime,
-            Err(e) => {
-                let _ = std::io::Write::write_all(
-                    &mut std::io::stderr(),
-                    format!("error: no threads: {e}\n").as_bytes(),
-                );
-                return std::process::ExitCode::FAILURE;
-            }
-        };
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match runtime.enable_all().worker_threads(node::THREADS).build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                format!("error: no threads: {e}\n").as_bytes(),
+            );
+            return std::process::ExitCode::FAILURE;
+        }
+    };
     match runtime.block_on(node::cli::run(cli)) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(e) => {

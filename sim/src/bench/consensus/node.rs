@@ -19,9 +19,6 @@ use node::transport::SharedBook;
 use node::whereabouts::Book;
 use raft_store::model::UnixMillis;
 
-/// As many threads as the real daemon has.
-const THREADS: usize = 4;
-
 /// `skein-sim consensus-node`.
 #[derive(Debug, Args)]
 pub struct NodeArgs {
@@ -115,7 +112,7 @@ pub fn run(args: &NodeArgs) -> Result<u8, String> {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = log.with_ansi(false).try_init();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.enable_all().worker_threads(THREADS).build();
+    let runtime = runtime.enable_all().worker_threads(::node::THREADS).build();
     runtime.map_err(|e| format!("no threads: {e}"))?.block_on(serve(args))?;
     Ok(0)
 }
