@@ -129,7 +129,7 @@ impl Members for Etcd {
         let mut command = Command::new(&self.binary);
         command.args(self.arguments(member));
         let log = self.dir.join(format!("n{member}.log"));
-        self.members[member] = Some(Process::start(&mut command, &log)?);
+        self.members[member] = Some(Process::start(&command, &log)?);
         Ok(())
     }
 }

@@ -14,15 +14,15 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(super) struct Process(Child);
 
 impl Process {
-    /// Starts a program whose words go to `log`.
-    pub(super) fn start(command: &mut Command, log: &Path) -> Result<Self, String> {
+    /// Starts a program whose words go to `log`; the kernel ends it when this thread ends, however that comes about.
+    pub(super) fn start(program: &Command, log: &Path) -> Result<Self, String> {
         let said = |e: std::io::Error| format!("{}: {e}", log.display());
         let file = std::fs::OpenOptions::new().create(true).append(true).open(log).map_err(said)?;
         let words = file.try_clone().map_err(said)?;
-        command.stdin(Stdio::null()).stdout(file).stderr(words);
-        let child = command.spawn();
-        let program = command.get_program().to_string_lossy().into_owned();
-        child.map(Self).map_err(|e| format!("{program}: {e}"))
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program.get_program());
+        command.args(program.get_args()).stdin(Stdio::null()).stdout(file).stderr(words);
+        command.spawn().map(Self).map_err(|e| format!("setpriv: {e}"))
     }
 
     /// Sends SIGKILL; the process is waited for when it is dropped.

@@ -131,7 +131,7 @@ impl Members for Skein {
             command.arg("--join").arg(&self.ticket);
         }
         let log = self.dir.join(format!("{name}.log"));
-        self.members[member] = Some(Process::start(&mut command, &log)?);
+        self.members[member] = Some(Process::start(&command, &log)?);
         Ok(())
     }
 }
