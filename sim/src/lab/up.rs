@@ -137,7 +137,8 @@ pub(super) fn up(name: &str, args: &UpArgs) -> Result<()> {
                 let what = format!("lab {name} is there already, and otherwise");
                 return Err(refusal(what, differences.join("; "), next));
             }
-            Lab { skein, no_cluster: args.no_cluster, ..known }
+            let daemons = known.daemons || !args.no_daemons;
+            Lab { skein, no_cluster: args.no_cluster, daemons, ..known }
         }
         None => new(name, args, images, skein)?,
     };
