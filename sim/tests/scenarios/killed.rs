@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::slice::from_ref;
 use std::time::Duration;
 
 use crate::common::{Lab, now, texts, wait_for};
@@ -115,7 +116,7 @@ impl Tally {
     fn check(&self) {
         println!("    {} deaths; not met: {:#?}", self.met, self.unmet);
         let all = self.met + self.unmet.len();
-        assert!(self.unmet.len() * 10 <= all, "most points are met: {:#?}", self.unmet);
+        assert!(self.unmet.len() * 20 <= all, "nearly all points are met: {:#?}", self.unmet);
     }
 }
 
@@ -124,8 +125,7 @@ fn mortal(name: &str, servers: usize, workers: usize, last: &str) -> Option<Lab>
 }
 
 fn kill(lab: &Lab, host: &str) {
-    let script = "pkill -9 -x skein; while pgrep -x skein >/dev/null; do sleep 0.02; done";
-    sh(lab, host, script);
+    sh(lab, host, "pkill -9 -x skein; while pgrep -x skein >/dev/null; do sleep 0.02; done");
 }
 
 /// Starts what was killed again, once the kernel has cleared it away.
@@ -183,11 +183,10 @@ fn init_is_completed_after_a_death_at_any_step() {
     init_on(&lab, "n1", 0, None);
     let all = points(&Book::of(&lab, "n1").steps());
     listed("init", &all);
-    let all = [all];
     let keys = ["file wireguard.key", "file sealing.key", "file tls.key", "file identity.json"];
-    hold("init", &all, &keys);
-    hold("init", &all, &["logged found_fleet", "committed found_fleet", "file node.crt"]);
-    let [all] = all;
+    hold("init", from_ref(&all), &keys);
+    let rest = ["logged found_fleet", "committed found_fleet", "file node.crt"];
+    hold("init", from_ref(&all), &rest);
     kill(&lab, "n1");
     // Three machines, each for itself.
     let hosts = ["n1", "n2", "n3"];
@@ -238,11 +237,10 @@ fn join_is_completed_after_a_death_at_any_step() {
     join_as(&lab, 0, None);
     let all = points(&Book::of(&lab, "n2").steps());
     listed("join", &all);
-    let all = [all];
     let files = ["file identity.json", "file whereabouts.json", "file node.crt", "file ca.crt"];
-    hold("join", &all, &files);
-    hold("join", &all, &["redeem answered", "committed admit_node", "committed membership"]);
-    let [all] = all;
+    hold("join", from_ref(&all), &files);
+    let rest = ["redeem answered", "committed admit_node", "committed membership"];
+    hold("join", from_ref(&all), &rest);
     leave(0);
     let mut tally = Tally::default();
     for (i, point) in all.iter().enumerate() {
@@ -454,6 +452,22 @@ fn round(lab: &Lab, act: &Act, lists: &[Vec<Point>], round: usize) -> Vec<Fate> 
     fates
 }
 
+/// Plays the acts with this one death; tells whether it came.
+fn alone(lab: &Lab, what: &str, point: &Point) -> bool {
+    let mut came = false;
+    for act in ACTS {
+        let victim = act.victims.iter().find(|host| what == format!("{} on {host}", act.command));
+        if victim.is_none() && act.optional {
+            continue;
+        }
+        let orders: Vec<_> = victim.iter().map(|host| (**host, Some(point))).collect();
+        came |= play(lab, act.command, &orders).contains(&true);
+        after(lab, act.command);
+    }
+    println!("    alone: {what}: {} ({}): died: {came}", point.name, point.nth);
+    came
+}
+
 #[test]
 #[ignore = "makes hosts: ./check rehearsal"]
 fn cluster_commands_are_completed_after_deaths_at_any_step() {
@@ -475,9 +489,12 @@ fn cluster_commands_are_completed_after_deaths_at_any_step() {
         let two = scope.spawn(|| half(&other, 1));
         [one, two].map(|thread| thread.join().unwrap()).concat()
     });
-    let mut tally = Tally::default();
-    fates.iter().for_each(|(what, point, died)| tally.note(what, point, *died));
-    tally.check();
     other.down();
+    // Somebody else's death may lead a run past a point: those that were not met are tried once more, alone.
+    let mut tally = Tally::default();
+    for (what, point, died) in &fates {
+        tally.note(what, point, *died || alone(&lab, what, point));
+    }
+    tally.check();
     lab.down();
 }
