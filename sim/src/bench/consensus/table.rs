@@ -51,7 +51,9 @@ fn loads(text: &mut String, outcome: &Outcome) {
         for system in [System::Etcd, System::Skein] {
             let middle = |of: fn(&Figures) -> f64| median(&outcome.values(system, load, of));
             #[expect(clippy::cast_precision_loss, reason = "failures are few")]
-            let failed: f64 = outcome.values(system, load, |f| f.failed as f64).iter().sum();
+            // From 0.0 on, as the sum of nothing is -0.0.
+            let failed =
+                outcome.values(system, load, |f| f.failed as f64).iter().fold(0.0, |a, b| a + b);
             let share = match (system, outcome.share(load)) {
                 (System::Skein, Some((of_medians, each))) => {
                     format!("{of_medians:.2} ({})", span(&each))
