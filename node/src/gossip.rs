@@ -20,8 +20,10 @@ use crate::transport::{NodeTransport, SharedBook};
 use crate::trips::{Trips, undecided_fellows};
 use crate::whereabouts::Record;
 
-/// Pause between two rounds.
+/// Pause between two looks, and between two rounds while there is something to tell, to learn or to measure.
 const PERIOD: Duration = Duration::from_secs(1);
+/// Pause between two rounds while nothing is new: an idle fleet should cost next to nothing.
+const QUIET: Duration = Duration::from_secs(5);
 /// How long one exchange may take.
 const DEADLINE: Duration = Duration::from_millis(2_500);
 /// How many nodes are asked in one round.
@@ -66,15 +68,25 @@ impl<E: Env> Gossiper<E> {
     /// Runs until the daemon ends.
     pub async fn run(mut self) {
         let mut round = 0usize;
+        let mut told: Option<(Instant, Vec<Record>)> = None;
         loop {
-            let news = self.look_at_self() | self.exchange(round).await;
+            let mut news = self.look_at_self();
+            let records = self.book.lock().records();
+            let restless = told.as_ref().is_none_or(|(_, before)| *before != records)
+                || self.store.status().leader.is_none()
+                || undecided_fellows(&self.store.state(), NodeId(self.me.node)).is_some();
+            if restless || told.as_ref().is_none_or(|(at, _)| at.elapsed() >= QUIET) {
+                // What comes back with the answers differs from this, and is told on in the next round.
+                told = Some((Instant::now(), records));
+                news |= self.exchange(round).await;
+                round = round.wrapping_add(1);
+            }
             if news && let Err(e) = self.book.lock().save(self.env.files()) {
                 tracing::warn!(error = %e, "whereabouts could not be saved");
             }
             let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));
             let trips = self.trips.end_round(fellows.as_ref());
             self.own.update(|own| own.trips = trips);
-            round = round.wrapping_add(1);
             sleep(PERIOD).await;
         }
     }

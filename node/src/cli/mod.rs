@@ -36,20 +36,26 @@ pub struct Cli {
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("SKEIN_COMMIT"), ")");
 
+/// Keeps what a command alone has apart from what all have.
+const EVERYWHERE: &str = "Options of every command";
+
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// How to print: a table for people, or stable JSON.
-    #[arg(short, long, global = true, default_value = "table")]
+    /// How to print: table for people, json (stable) for programs.
+    #[arg(short, long, global = true, default_value = "table", value_name = "FORMAT")]
+    #[arg(hide_possible_values = true, help_heading = EVERYWHERE)]
     output: Format,
     /// An operator's context file, to talk to the fleet from a workstation.
     #[arg(long, global = true, env = "SKEIN_CONTEXT", value_name = "FILE")]
+    #[arg(help_heading = EVERYWHERE)]
     context: Option<PathBuf>,
     /// The local daemon's socket.
     #[arg(long, global = true, env = "SKEIN_SOCKET", default_value = SOCKET, value_name = "PATH")]
+    #[arg(help_heading = EVERYWHERE)]
     socket: PathBuf,
     /// Answer reads from what the asked node has, without asking the leader.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     stale: bool,
 }
 
