@@ -9,6 +9,8 @@ use super::record::Clock;
 use super::trial::{Case, Notes, Trial, sum_up};
 use super::watch::Watch;
 
+/// After a cut the client may know the address at a host that gave it up; it asks anew only when its neighbour table says so.
+const HEALED_MAX: Duration = Duration::from_secs(90);
 const HOLDER: &str = "n1";
 const BACKUP: &str = "n2";
 const CLIENT: &str = "n3";
@@ -165,7 +167,7 @@ impl Pair {
         }
         let clocks = [Clock::Vip];
         for watch in &watches {
-            watch.until_calm(&clocks, (second / 2, second / 2, second * 15))?;
+            watch.until_calm(&clocks, (second / 2, second / 2, HEALED_MAX))?;
         }
         mark(&mut watches, "fault")?;
         self.strike(case)?;
@@ -179,7 +181,7 @@ impl Pair {
         self.undo(case)?;
         self.settled()?;
         for watch in &watches {
-            let _ = watch.until_calm(&clocks, (second, second / 2, second * 15));
+            let _ = watch.until_calm(&clocks, (second, second / 2, HEALED_MAX));
         }
         mark(&mut watches, "end")?;
         let holders = [HOLDER, BACKUP, HOLDER].map(str::to_owned).to_vec();
