@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::env::Env;
-use crate::frames::{self, Gossip};
+use crate::frames::{self, Gossip, Heard};
 use crate::leader::{LeaderHandle, proposal};
 use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
@@ -53,10 +53,13 @@ impl<E: Env> Backend<E> {
             frames::kind::REPORT => {
                 let report: Report = frames::decode(body)?;
                 let whose = self.store.state().nodes.get(&report.node).map(|n| n.uuid);
-                if whose.is_some_and(|uuid| uuid != from) {
-                    return Err(format!("{from} reports for node {}", report.node));
-                }
-                Ok((kind, frames::encode(&self.leader.report(report).await)))
+                let heard = match whose {
+                    Some(uuid) if uuid == from => self.leader.report(report).await,
+                    Some(_) => return Err(format!("{from} reports for node {}", report.node)),
+                    // Not a member here (yet); it tells again in a moment.
+                    None => Heard::default(),
+                };
+                Ok((kind, frames::encode(&heard)))
             }
             frames::kind::VIEW => Ok((kind, frames::encode(&self.leader.view().await))),
             frames::kind::GOSSIP => {

@@ -208,7 +208,8 @@ fn start_control<E: Env>(
 ) -> Arc<Backend<E>> {
     let (leader, inbox) = channel();
     let (env, store) = (shared.env.clone(), shared.store.clone());
-    let looking = Leader::new(env.clone(), store.clone(), shared.fleet_key.clone()).run(inbox);
+    let (key, own) = (shared.fleet_key.clone(), shared.own.clone());
+    let looking = Leader::new(env.clone(), store.clone(), key, own).run(inbox);
     vital.spawn("leader", looking);
     let (transport_too, own) = (transport.clone(), shared.own.clone());
     let reporting = reporter::run(env, shared.me, store, transport_too, leader.clone(), own);

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::env::{Env, Wire};
 use crate::frames::Heard;
+use crate::own::OwnHandle;
 use crate::transport::NodeTransport;
 
 /// How often the leader looks at everything anew, apart from what wakes it.
@@ -82,8 +83,9 @@ pub struct Leader<E: Env> {
     changed_at: Instant,
     looked_at: Instant,
     lost: BTreeSet<NodeId>,
-    /// How far the fleet's time is ahead of this host's clock, in milliseconds.
-    clock_ms: i64,
+    /// How far the fleet's time is ahead of this host's clock, in milliseconds, once most clocks were heard.
+    clock_ms: Option<i64>,
+    own: OwnHandle,
     planning: JoinSet<()>,
     changing: JoinSet<()>,
 }
@@ -94,6 +96,7 @@ impl<E: Env> Leader<E> {
         env: Arc<E>,
         store: Store<NodeTransport<E::Wire>>,
         fleet_key: watch::Receiver<Option<FleetKey>>,
+        own: OwnHandle,
     ) -> Self {
         Self {
             env,
@@ -103,7 +106,8 @@ impl<E: Env> Leader<E> {
             changed_at: Instant::now(),
             looked_at: Instant::now(),
             lost: BTreeSet::new(),
-            clock_ms: 0,
+            clock_ms: None,
+            own,
             planning: JoinSet::new(),
             changing: JoinSet::new(),
         }
@@ -140,8 +144,8 @@ impl<E: Env> Leader<E> {
                 let mut heard = Heard::default();
                 if let Some((_, seen)) = &mut self.seen {
                     seen.report(*report, Instant::now().into_std());
-                    let now = self.env.wall().0.saturating_add_signed(self.clock_ms);
-                    let now = Some(UnixMillis(now));
+                    let wall = self.env.wall().0;
+                    let now = self.clock_ms.map(|ms| UnixMillis(wall.saturating_add_signed(ms)));
                     heard = Heard { leader: true, lost: self.lost.clone(), now };
                 }
                 // The asker may be gone; the report counts all the same.
@@ -163,6 +167,7 @@ impl<E: Env> Leader<E> {
             (_, true) => {
                 tracing::info!(term = status.term, "this node leads");
                 self.seen = Some((status.term, Liveness::new(Instant::now().into_std())));
+                self.clock_ms = None;
             }
             (Some(_), false) => {
                 tracing::info!(term = status.term, "this node leads no more");
@@ -180,6 +185,7 @@ impl<E: Env> Leader<E> {
         {
             tracing::info!(ms = gap.as_millis(), "this node stood still and listens anew");
             *seen = Liveness::new(now.into_std());
+            self.clock_ms = None;
         }
     }
 
@@ -187,13 +193,13 @@ impl<E: Env> Leader<E> {
         let status = self.store.status();
         let state = self.store.state();
         let now = Instant::now().into_std();
-        let offsets = clock_offsets(seen, NodeId(status.id));
-        let fleet = fleet_offset(&offsets);
+        let offsets = clock_offsets(&state, seen, NodeId(status.id), now);
+        let fleet = fleet_offset(&offsets, state.nodes.len());
         let node = |id: &NodeId| {
             let report = seen.seen(*id).map(|s| s.report.clone());
             let silent = seen.silent_for(*id, now);
             let silent_ms = silent.map(|s| u64::try_from(s.as_millis()).unwrap_or(u64::MAX));
-            let clock_ms = offsets.get(id).map(|ahead| ahead.saturating_sub(fleet));
+            let clock_ms = fleet.zip(offsets.get(id)).map(|(f, ahead)| ahead.saturating_sub(f));
             (*id, NodeView { health: seen.health(*id, now), silent_ms, report, clock_ms })
         };
         FleetView {
@@ -218,14 +224,17 @@ impl<E: Env> Leader<E> {
         self.lost =
             seen.map(|seen| lost(&self.store.state(), seen, now.into_std())).unwrap_or_default();
         let Some(seen) = seen else { return };
-        self.clock_ms = fleet_offset(&clock_offsets(seen, NodeId(self.store.status().id)));
+        let state = self.store.state();
+        let me = NodeId(self.store.status().id);
+        let offsets = clock_offsets(&state, seen, me, now.into_std());
+        self.clock_ms = fleet_offset(&offsets, state.nodes.len());
         while self.planning.try_join_next().is_some() {}
         while self.changing.try_join_next().is_some() {}
         if self.planning.is_empty() {
             let mut commands = plan(&self.store.state(), seen, now.into_std());
             commands.extend(self.key_for_newcomer());
             let (env, store) = (self.env.clone(), self.store.clone());
-            let at = UnixMillis(env.wall().0.saturating_add_signed(self.clock_ms));
+            let at = self.own.fleet_time(env.wall());
             if !commands.is_empty() {
                 self.planning.spawn(async move {
                     for command in commands {

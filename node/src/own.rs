@@ -37,8 +37,8 @@ pub struct Own {
     pub ending: Option<String>,
     /// Whether others refuse this node because it was removed.
     pub removed: bool,
-    /// How far the fleet's time is ahead of this host's clock, in milliseconds, by the leader's last word.
-    pub clock_ms: i64,
+    /// How far the fleet's time is ahead of this host's clock, in milliseconds, by the last word of a leader that knew.
+    pub clock_ms: Option<i64>,
     /// Nodes of which the leader said last that they are lost; kept while there is no leader to ask.
     pub lost: BTreeSet<NodeId>,
 }
@@ -98,16 +98,21 @@ impl OwnHandle {
                 let here = asked.0.midpoint(answered.0);
                 let ahead = signed(now.0).saturating_sub(signed(here));
                 // Less is what the answer took to come, and not worth waking anybody.
-                if ahead.abs_diff(own.clock_ms) > CLOCK_STEP_MS {
-                    own.clock_ms = ahead;
+                if own.clock_ms.is_none_or(|ms| ahead.abs_diff(ms) > CLOCK_STEP_MS) {
+                    own.clock_ms = Some(ahead);
                 }
             }
         });
     }
 
-    /// Returns the fleet's time where this host's clock says `wall`.
+    /// Returns the fleet's time where this host's clock says `wall`; nothing before a leader told it.
+    pub fn known_fleet_time(&self, wall: UnixMillis) -> Option<UnixMillis> {
+        self.0.borrow().clock_ms.map(|ms| UnixMillis(wall.0.saturating_add_signed(ms)))
+    }
+
+    /// Returns the fleet's time where this host's clock says `wall`, or that itself where there is no better.
     pub fn fleet_time(&self, wall: UnixMillis) -> UnixMillis {
-        UnixMillis(wall.0.saturating_add_signed(self.0.borrow().clock_ms))
+        self.known_fleet_time(wall).unwrap_or(wall)
     }
 
     /// Returns the nodes that the leader calls lost.

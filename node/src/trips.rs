@@ -12,6 +12,9 @@ const KEPT: usize = 16;
 /// answer, which takes a handshake longer.
 const ROUNDS: u32 = 2;
 
+/// After this many rounds nobody is waited for who has not answered.
+const ROUNDS_MAX: u32 = 6;
+
 /// What exchanges with other nodes took lately.
 #[derive(Clone, Debug, Default)]
 pub struct Trips {
@@ -36,7 +39,10 @@ impl Trips {
     ) -> Option<BTreeMap<NodeId, u32>> {
         self.rounds = fellows.map_or(0, |_| self.rounds.saturating_add(1));
         let fellows = fellows.filter(|_| self.rounds >= ROUNDS)?;
-        Some(fellows.iter().filter_map(|id| Some((*id, self.median(*id)?))).collect())
+        let medians: BTreeMap<_, _> =
+            fellows.iter().filter_map(|id| Some((*id, self.median(*id)?))).collect();
+        let enough = medians.len() == fellows.len() || self.rounds >= ROUNDS_MAX;
+        enough.then_some(medians)
     }
 
     fn median(&self, node: NodeId) -> Option<u32> {
@@ -68,6 +74,9 @@ mod tests {
             trips.end_round(Some(&fellows))
         };
         assert_eq!(round(90_000), None, "one answer says little");
+        for _ in ROUNDS..ROUNDS_MAX {
+            assert_eq!(round(1_000), None, "n3 has not answered yet");
+        }
         assert_eq!(round(1_000), Some(BTreeMap::from([(n2, 1_000)])), "n3 never answered");
         for _ in 0..KEPT {
             round(40_000);

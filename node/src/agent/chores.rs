@@ -99,7 +99,7 @@ impl<E: Env> ChoresAgent<E> {
     }
 
     async fn drain(&mut self, state: &State, node: &Node, drain: &Drain) {
-        let over = overdue(drain, self.shared.own.fleet_time(self.shared.env.wall()).0);
+        let over = self.shared.known_time().is_some_and(|now| overdue(drain, now.0));
         let result = match drain.step {
             DrainStep::Cordon => go_on(self.cordon(state, node).await, drain.force || over),
             DrainStep::HandOver => go_on(self.hand_over(state, node).await, drain.force || over),

@@ -74,6 +74,11 @@ impl<E: Env> Shared<E> {
         }
     }
 
+    /// Returns the fleet's time, once a leader has told it.
+    pub fn known_time(&self) -> Option<raft_store::model::UnixMillis> {
+        self.own.known_fleet_time(self.env.wall())
+    }
+
     /// Opens a cluster's secrets, if they are there and this node has the key.
     pub fn secrets(&self, cluster: &Cluster) -> Option<ClusterSecrets> {
         let key = self.fleet_key.borrow().clone()?;

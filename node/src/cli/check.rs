@@ -64,7 +64,7 @@ fn wrong(check: &'static str, detail: impl Into<String>, next: impl Into<String>
 fn judge(f: &Facts) -> Vec<Check> {
     let mut checks = vec![cluster(f)];
     checks.extend(f.holder.as_ref().map(holder));
-    checks.push(route(f));
+    checks.extend((!f.cluster.endpoint.is_empty()).then(|| route(f)));
     checks.extend(f.connect.as_ref().map(|c| connect(f, c)));
     checks.extend(f.answer.as_ref().map(|answer| match answer {
         Ok(took) => {
@@ -117,6 +117,10 @@ fn route(f: &Facts) -> Check {
         .iter()
         .flat_map(|n| &n.overlay)
         .any(|a| f.source.as_ref().is_ok_and(|s| a.parse::<IpAddr>().is_ok_and(|a| a == *s)));
+    let to = endpoint.trim_start_matches("https://").parse::<SocketAddr>();
+    if to.is_ok_and(|to| f.source.as_ref() == Ok(&to.ip())) {
+        return fine("route", format!("{endpoint} is an address of this very machine"));
+    }
     match (&f.source, f.local) {
         (Ok(source), true) if ours => {
             fine("route", format!("packets to {endpoint} go into the overlay, from {source}"))
@@ -322,6 +326,17 @@ mod tests {
         assert!(check == "connect" && next.contains("UDP"), "{next}");
         let (check, why, _) = failing(|f| f.answer = Some(Err("/readyz: 500".into())));
         assert!(check == "api" && why.contains("500"), "{why}");
+    }
+
+    #[test]
+    fn the_holder_itself_and_a_cluster_without_an_endpoint_are_told_right() {
+        let mut facts = well();
+        facts.source = Ok([10, 90, 15, 240].into());
+        assert!(judge(&facts).iter().all(|c| c.ok), "the kernel answers with the VIP itself");
+        facts.cluster.endpoint = String::new();
+        (facts.source, facts.connect, facts.answer) = (Err("none".into()), None, None);
+        let checks = judge(&facts);
+        assert!(!checks[0].ok && checks.iter().all(|c| c.check != "route"), "{checks:?}");
     }
 
     #[test]

@@ -207,7 +207,7 @@ fn print_cluster(c: &proto::Cluster) {
     let rows = c.servers.iter().chain(&c.workers).map(row).collect();
     output::table(&["node", "role", "status", "version"], rows, "no members");
     if let Some(t) = &c.etcd {
-        output::line(format!("\n{}", etcd_line(t)));
+        output::line(format!("\n{}", etcd_line(t, c.servers.len())));
     }
     for wait in &c.waiting_for {
         output::line(format!("waits for {wait}"));
@@ -215,10 +215,13 @@ fn print_cluster(c: &proto::Cluster) {
 }
 
 /// How patient etcd is, and why.
-fn etcd_line(t: &proto::EtcdTimers) -> String {
+fn etcd_line(t: &proto::EtcdTimers, servers: usize) -> String {
     let ms = |us: u32| format!("{:.1} ms", f64::from(us) / 1_000.0);
-    let trip =
-        if t.rtt_us == 0 { "one server".into() } else { format!("round trip {}", ms(t.rtt_us)) };
+    let trip = match t.rtt_us {
+        0 if servers > 1 => "round trip not measured".into(),
+        0 => "one server".into(),
+        us => format!("round trip {}", ms(us)),
+    };
     let disk = if t.sync_us == 0 { "not measured".into() } else { ms(t.sync_us) };
     format!(
         "etcd: heartbeat {} ms, election {} ms ({trip}, durable write {disk})",

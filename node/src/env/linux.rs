@@ -225,7 +225,7 @@ impl Env for LinuxEnv {
     }
 
     fn mesh(&self) -> LinuxMesh {
-        LinuxMesh(sdwan::Overlay::new())
+        LinuxMesh { overlay: sdwan::Overlay::new(), failure: None }
     }
 
     fn kube(
@@ -246,11 +246,23 @@ impl Env for LinuxEnv {
 }
 
 /// The overlay's real devices.
-pub struct LinuxMesh(sdwan::Overlay);
+pub struct LinuxMesh {
+    overlay: sdwan::Overlay,
+    /// The newest failure, and its words with who is in the way: looked up once, since that takes a look at every process.
+    failure: Option<(String, String)>,
+}
 
 impl Mesh for LinuxMesh {
     async fn apply(&mut self, specs: Vec<sdwan::MeshSpec>) -> Result<(), String> {
-        self.0.apply(specs).await.map_err(|e| in_words(&e))
+        let Err(error) = self.overlay.apply(specs).await else {
+            self.failure = None;
+            return Ok(());
+        };
+        let plain = error.to_string();
+        let known = self.failure.take().filter(|(same, _)| *same == plain);
+        let (plain, words) = known.unwrap_or_else(|| (plain, in_words(&error)));
+        self.failure = Some((plain, words.clone()));
+        Err(words)
     }
 
     async fn kill_flows(&self, to: Vec<IpAddr>) -> Result<usize, String> {
@@ -258,7 +270,7 @@ impl Mesh for LinuxMesh {
     }
 
     fn metrics(&self) -> String {
-        metrics(&self.0.status())
+        metrics(&self.overlay.status())
     }
 }
 

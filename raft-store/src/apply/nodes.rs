@@ -177,6 +177,8 @@ impl Context<'_> {
             c.secrets = None;
             c.endpoint = None;
             c.version = None;
+            // Measured on a machine that is gone.
+            c.etcd = None;
             c.ghosts.clear();
         }
     }

@@ -40,5 +40,11 @@ pub(super) fn plan_timers(state: &State, cluster: &Cluster, seen: &Liveness) -> 
     let trips = paces.clone().flat_map(|p| p.rtt_us.iter().filter(|(to, _)| servers.contains(to)));
     let rtt = trips.map(|(_, rtt)| *rtt).max().unwrap_or(0);
     let sync = founder.sync_us.and(paces.filter_map(|p| p.sync_us).max());
+    // A way that was not measured may be any: then K3s' own timers are right, as for a disk that was not.
+    let reached = |id: &NodeId| {
+        let asked = pace(*id).is_some_and(|p| p.rtt_us.keys().any(|to| servers.contains(to)));
+        asked || servers.iter().filter_map(|s| pace(*s)).any(|p| p.rtt_us.contains_key(id))
+    };
+    let sync = sync.filter(|_| servers.len() == 1 || servers.iter().all(reached));
     Some(Command::SetEtcdTimers { cluster: cluster.id, timers: etcd_timers(rtt, sync) })
 }

@@ -10,6 +10,8 @@ fn each_part_of_the_way_to_the_api_is_told_apart() {
     let checked = || lab.exec("n3", &["skein", "cluster", "check", "lab"]);
     let well = lab.run("n3", &["skein", "cluster", "check", "lab"]);
     assert_eq!(well.lines().filter(|l| l.starts_with("ok")).count(), 5, "{well}");
+    let holder = lab.exec("n1", &["skein", "cluster", "check", "lab"]);
+    assert!(holder.status.success(), "on the holder: {holder:?}");
     let list = lab.ask("n3", &["cluster", "check", "lab"]).unwrap();
     assert_eq!(list["checks"].as_array().map(Vec::len), Some(5), "{list}");
 

@@ -75,6 +75,17 @@ fn the_slowest_of_all_servers_counts_and_only_the_founder_is_waited_for() {
 }
 
 #[test]
+fn a_server_that_nobody_reached_leaves_k3s_own_timers() {
+    let mut world = World::fleet(3);
+    world.create("lab", 3, 0);
+    let mut leader = Leader::new(world);
+    paced(&mut leader, "n1", &[("n2", 1_000)], Some(2_000));
+    assert!(decided(&leader).unwrap().are_k3s_own(), "nobody knows how far n3 is");
+    paced(&mut leader, "n3", &[("n1", 1_500)], Some(2_000));
+    assert_eq!(decided(&leader).unwrap().heartbeat_ms, 100, "n3 knows");
+}
+
+#[test]
 fn timers_of_a_founded_cluster_are_never_changed_and_bad_ones_are_refused() {
     let mut w = World::fleet(3);
     w.create("lab", 3, 0);
