@@ -24,6 +24,10 @@ use crate::whereabouts::Record;
 const PERIOD: Duration = Duration::from_secs(1);
 /// Pause between two rounds while nothing is new: an idle fleet should cost next to nothing.
 const QUIET: Duration = Duration::from_secs(5);
+/// Pause before news is told on.
+const SOON: Duration = Duration::from_millis(100);
+/// How many rounds may follow each other that soon.
+const QUICK: u32 = 2;
 /// How long one exchange may take.
 const DEADLINE: Duration = Duration::from_millis(2_500);
 /// How many nodes are asked in one round.
@@ -69,6 +73,7 @@ impl<E: Env> Gossiper<E> {
     pub async fn run(mut self) {
         let mut round = 0usize;
         let mut told: Option<(Instant, Vec<Record>)> = None;
+        let mut quick = 0;
         loop {
             let mut news = self.look_at_self();
             let records = self.book.lock().records();
@@ -87,7 +92,9 @@ impl<E: Env> Gossiper<E> {
             let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));
             let trips = self.trips.end_round(fellows.as_ref());
             self.own.update(|own| own.trips = trips);
-            sleep(PERIOD).await;
+            // News is told on at once, but a join storm is not answered by one of rounds.
+            quick = if news && quick < QUICK { quick + 1 } else { 0 };
+            sleep(if quick > 0 { SOON } else { PERIOD }).await;
         }
     }
 
