@@ -133,13 +133,35 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result {
     Ok(())
 }
 
+/// An answer, or nothing where a quorum is missing for a moment: whoever waits for minutes goes on waiting, and is told.
+fn meanwhile<T>(
+    answer: std::result::Result<tonic::Response<T>, tonic::Status>,
+    started: Instant,
+    limit: Duration,
+    progress: &mut Progress,
+) -> std::result::Result<Option<T>, ApiError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer.into_inner())),
+        Err(e) if e.code() == tonic::Code::Unavailable && started.elapsed() < limit => {
+            let e = ApiError::from(e);
+            progress.show(&format!("{:>4} s  {}", started.elapsed().as_secs(), e.why));
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
 async fn wait_gone(global: &Global, name: &str, limit: Duration) -> Result {
     let mut client = global.clusters().await?;
     let started = Instant::now();
     let mut progress = Progress::default();
     loop {
         let request = proto::ListClustersRequest { read: None };
-        let list = client.list(request).await?.into_inner();
+        let Some(list) = meanwhile(client.list(request).await, started, limit, &mut progress)?
+        else {
+            sleep(POLL).await;
+            continue;
+        };
         let Some(cluster) = list.clusters.iter().find(|c| c.name == name) else {
             progress.end();
             output::note(format!(
@@ -165,7 +187,11 @@ async fn wait(global: &Global, name: &str, limit: Duration) -> Result {
     let mut progress = Progress::default();
     loop {
         let request = proto::GetClusterRequest { name: name.to_owned(), read: None };
-        let cluster = client.get(request).await?.into_inner();
+        let Some(cluster) = meanwhile(client.get(request).await, started, limit, &mut progress)?
+        else {
+            sleep(POLL).await;
+            continue;
+        };
         let all_ready = cluster.servers.iter().chain(&cluster.workers).all(|m| m.status == "ready");
         if cluster.status == "active" && all_ready {
             progress.end();

@@ -72,8 +72,8 @@ fn a_cluster_through_its_life() {
     a_lost_node_password_is_renewed(&lab);
     a_drain_is_not_noticed(&lab);
     nothing_acknowledged_is_lost(&lab);
-    a_server_that_is_cut_off_does_not_keep_the_worker(&lab);
     pods_reach_each_other(&lab);
+    a_server_that_is_cut_off_does_not_keep_the_worker(&lab);
     lab.down();
 }
 
