@@ -1,5 +1,6 @@
 //! Exchanges whereabouts with other nodes: directly, outside Raft. Shell.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,19 +78,19 @@ impl<E: Env> Gossiper<E> {
         loop {
             let mut news = self.look_at_self();
             let records = self.book.lock().records();
+            let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));
             let restless = told.as_ref().is_none_or(|(_, before)| *before != records)
                 || self.store.status().leader.is_none()
-                || undecided_fellows(&self.store.state(), NodeId(self.me.node)).is_some();
+                || fellows.is_some();
             if restless || told.as_ref().is_none_or(|(at, _)| at.elapsed() >= QUIET) {
                 // What comes back with the answers differs from this, and is told on in the next round.
                 told = Some((Instant::now(), records));
-                news |= self.exchange(round).await;
+                news |= self.exchange(round, fellows.as_ref()).await;
                 round = round.wrapping_add(1);
             }
             if news && let Err(e) = self.book.lock().save(self.env.files()) {
                 tracing::warn!(error = %e, "whereabouts could not be saved");
             }
-            let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));
             let trips = self.trips.end_round(fellows.as_ref());
             self.own.update(|own| own.trips = trips);
             // News is told on at once, but a join storm is not answered by one of rounds.
@@ -128,7 +129,7 @@ impl<E: Env> Gossiper<E> {
         self.book.lock().merge([self.me.clone()])
     }
 
-    async fn exchange(&mut self, round: usize) -> bool {
+    async fn exchange(&mut self, round: usize, fellows: Option<&BTreeSet<NodeId>>) -> bool {
         let (records, hints) = {
             let mut book = self.book.lock();
             let state = self.store.state();
@@ -145,8 +146,7 @@ impl<E: Env> Gossiper<E> {
         let turn = others.iter().copied().cycle().skip(first).take(FAN_OUT.min(others.len()));
         let mut chosen: Vec<&Record> = turn.collect();
         // Besides whose turn it is: those to whom the way is being measured.
-        let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));
-        let measured = |r: &&&Record| fellows.iter().flatten().any(|id| id.0 == r.node);
+        let measured = |r: &&&Record| fellows.into_iter().flatten().any(|id| id.0 == r.node);
         for fellow in others.iter().filter(measured) {
             if !chosen.iter().any(|c| c.uuid == fellow.uuid) {
                 chosen.push(fellow);

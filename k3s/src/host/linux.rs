@@ -88,15 +88,19 @@ impl Host for LinuxHost {
         let unit = self.unit(now).await?;
         let credentials = probe::credentials(layout)?;
         let (log_tail, log_bytes) = self.log(&unit).await;
+        let probe = probed(spec, &unit, layout, &credentials).await;
+        // Asked only where it may explain something: a healthy K3s is looked at for ever.
+        let healthy = probe == Probe::Ready;
+        let lacks = if healthy { Vec::new() } else { preflight::lacks(&layout.root) };
         Ok(Observed {
             binary: self.binary(spec, now),
             files: hashes(layout)?,
             marker: self.marker()?,
             foreign: self.foreign()?,
             etcd_data: layout.etcd_wal().exists(),
-            probe: probed(spec, &unit, layout, &credentials).await,
+            probe,
             wiping: self.wiping(),
-            lacks: preflight::lacks(&layout.root),
+            lacks,
             layout: layout.clone(),
             systemd: self.config.manager == Manager::Systemd,
             unit,

@@ -109,6 +109,11 @@ fn holder(n: &proto::NodeStatus) -> Check {
     }
 }
 
+/// Where a cluster's API is, once that is decided.
+fn address(c: &proto::Cluster) -> Option<SocketAddr> {
+    c.endpoint.trim_start_matches("https://").parse().ok()
+}
+
 fn route(f: &Facts) -> Check {
     let endpoint = &f.cluster.endpoint;
     let network = &f.cluster.network;
@@ -117,8 +122,7 @@ fn route(f: &Facts) -> Check {
         .iter()
         .flat_map(|n| &n.overlay)
         .any(|a| f.source.as_ref().is_ok_and(|s| a.parse::<IpAddr>().is_ok_and(|a| a == *s)));
-    let to = endpoint.trim_start_matches("https://").parse::<SocketAddr>();
-    if to.is_ok_and(|to| f.source.as_ref() == Ok(&to.ip())) {
+    if address(&f.cluster).is_some_and(|to| f.source.as_ref() == Ok(&to.ip())) {
         return fine("route", format!("{endpoint} is an address of this very machine"));
     }
     match (&f.source, f.local) {
@@ -213,8 +217,7 @@ async fn look(global: &Global, name: &str) -> std::result::Result<Facts, ApiErro
         answer: None,
         cluster,
     };
-    let address = facts.cluster.endpoint.trim_start_matches("https://").parse::<SocketAddr>();
-    let Ok(address) = address else { return Ok(facts) };
+    let Some(address) = address(&facts.cluster) else { return Ok(facts) };
     facts.source = source(address).await;
     if facts.source.is_err() {
         return Ok(facts);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::record::Clock;
 use super::stats::{median, worst};
-use super::trial::{Case, CaseResult, Outcome};
+use super::trial::{Case, CaseResult, Outcome, Verdict};
 use super::verdict::seconds;
 
 /// Renders everything.
@@ -27,7 +27,7 @@ pub fn markdown(outcome: &Outcome) -> String {
     }
     gaps(&mut text, outcome);
     losses(&mut text, outcome);
-    bounds(&mut text, outcome);
+    bounds(&mut text, "case", &outcome.verdicts);
     text
 }
 
@@ -96,10 +96,20 @@ fn losses(text: &mut String, outcome: &Outcome) {
     }
 }
 
-fn bounds(text: &mut String, outcome: &Outcome) {
-    text.push_str("\n## Bounds\n\n| case | bound | measured | held |\n|---|---|---|---|\n");
-    for v in &outcome.verdicts {
+/// What was promised and whether it held; `who` heads the column that says of whom.
+pub(super) fn bounds(text: &mut String, who: &str, verdicts: &[Verdict]) {
+    let _ = write!(text, "\n## Bounds\n\n| {who} | bound | measured | held |\n|---|---|---|---|\n");
+    for v in verdicts {
         let held = if v.held { "yes" } else { "**no**" };
         let _ = writeln!(text, "| {} | {} | {} | {held} |", v.case, v.bound, v.measured);
+    }
+}
+
+/// The same of a bench that judges nothing without optimisations.
+pub(super) fn bounds_if_judged(text: &mut String, who: &str, verdicts: &[Verdict]) {
+    if verdicts.is_empty() {
+        text.push_str("\n## Bounds\n\nNothing was judged.\n");
+    } else {
+        bounds(text, who, verdicts);
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::super::stats::{median, worst};
+use super::super::table::bounds_if_judged;
 use super::super::verdict::seconds;
 use super::figures::{Figures, Load, Outcome, System};
 
@@ -33,7 +34,7 @@ pub fn markdown(outcome: &Outcome) -> String {
     loads(&mut text, outcome);
     gaps(&mut text, outcome);
     rounds(&mut text, outcome);
-    bounds(&mut text, outcome);
+    bounds_if_judged(&mut text, "load", &outcome.verdicts);
     text
 }
 
@@ -126,19 +127,6 @@ fn rounds(text: &mut String, outcome: &Outcome) {
             }
             text.push('\n');
         }
-    }
-}
-
-fn bounds(text: &mut String, outcome: &Outcome) {
-    text.push_str("\n## Bounds\n\n");
-    if outcome.verdicts.is_empty() {
-        text.push_str("Nothing was judged.\n");
-        return;
-    }
-    text.push_str("| load | bound | measured | held |\n|---|---|---|---|\n");
-    for v in &outcome.verdicts {
-        let held = if v.held { "yes" } else { "**no**" };
-        let _ = writeln!(text, "| {} | {} | {} | {held} |", v.case, v.bound, v.measured);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::super::stats::{median, worst};
+use super::super::table::bounds_if_judged;
 use super::figures::{Outcome, Usage};
 
 /// What is shown of each daemon: a title, and the figure.
@@ -46,7 +47,7 @@ pub fn markdown(outcome: &Outcome) -> String {
         );
     }
     costs(&mut text, outcome);
-    bounds(&mut text, outcome);
+    bounds_if_judged(&mut text, "who", &outcome.verdicts);
     text
 }
 
@@ -71,19 +72,6 @@ fn costs(text: &mut String, outcome: &Outcome) {
             }
             text.push('\n');
         }
-    }
-}
-
-fn bounds(text: &mut String, outcome: &Outcome) {
-    text.push_str("\n## Bounds\n\n");
-    if outcome.verdicts.is_empty() {
-        text.push_str("Nothing was judged.\n");
-        return;
-    }
-    text.push_str("| who | bound | measured | held |\n|---|---|---|---|\n");
-    for v in &outcome.verdicts {
-        let held = if v.held { "yes" } else { "**no**" };
-        let _ = writeln!(text, "| {} | {} | {} | {held} |", v.case, v.bound, v.measured);
     }
 }
 
