@@ -29,6 +29,8 @@ pub struct Own {
     pub overlay_waits: Option<String>,
     /// Which route of this host leads elsewhere with addresses of the overlay.
     pub route_clash: Option<String>,
+    /// Why the pod ranges that Kubernetes dealt this node are not taken.
+    pub pods_wait: Option<String>,
     /// Round trips to fellow servers, while their cluster is not founded.
     pub trips: Option<BTreeMap<NodeId, u32>>,
     /// What the disk under K3s was measured as, while the cluster is not founded.
@@ -156,6 +158,7 @@ impl OwnHandle {
             waiting_for: (own.overlay_waits.into_iter())
                 .chain(own.route_clash)
                 .chain(own.k3s_waits)
+                .chain(own.pods_wait)
                 .collect(),
             last_words: own.ending,
             version: crate::VERSION.into(),

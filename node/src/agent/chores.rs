@@ -13,12 +13,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
 use super::password::Password;
+use super::pods::Pods;
 use crate::env::Env;
 
 /// Without a change, things are looked at this often.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Known pod ranges are checked this often.
-const PODS_PERIOD: Duration = Duration::from_secs(20);
 /// Between the VIP's move and the first eviction, so that clients have found the new holder.
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long a leaving server waits to be out of etcd before it stops anyway.
@@ -33,7 +32,7 @@ pub struct ChoresAgent<E: Env> {
     left: watch::Sender<bool>,
     leaving_since: Option<Instant>,
     moved_at: Option<(u64, Instant)>,
-    pods_at: Option<Instant>,
+    pods: Pods,
     password: Password,
     uncordoned: bool,
 }
@@ -47,7 +46,7 @@ impl<E: Env> ChoresAgent<E> {
             left,
             leaving_since: None,
             moved_at: None,
-            pods_at: None,
+            pods: Pods::default(),
             password: Password::default(),
             uncordoned: false,
         }
@@ -95,6 +94,27 @@ impl<E: Env> ChoresAgent<E> {
                 tracing::warn!(cluster = %cluster.name, error = %e, "the Kubernetes API cannot be used");
                 None
             }
+        }
+    }
+
+    async fn pods(&mut self, state: &State, node: &Node) {
+        if !self.pods.is_due(node, Instant::now()) {
+            self.shared.own.update(|own| own.pods_wait = self.pods.refused());
+            return;
+        }
+        let Some(cluster) = state.cluster_of(node).filter(|c| c.secrets.is_some()) else {
+            return;
+        };
+        let Some(kube) = self.kube(cluster, node.server_in(cluster.id).is_some()) else {
+            return;
+        };
+        let Ok(Some(info)) = kube.node(node.name.as_str()).await else {
+            return;
+        };
+        let report = self.pods.report(state, node, info.pod_cidrs, Instant::now());
+        self.shared.own.update(|own| own.pods_wait = self.pods.refused());
+        if let Some(command) = report {
+            self.shared.propose(command).await;
         }
     }
 
@@ -201,35 +221,6 @@ impl<E: Env> ChoresAgent<E> {
         }
         if let Some((_, kube)) = self.working_member(state, node) {
             self.uncordoned = kube.uncordon(node.name.as_str()).await.is_ok();
-        }
-    }
-
-    async fn pods(&mut self, state: &State, node: &Node) {
-        let Some(a) = node.assignment.as_ref().filter(|a| !a.leaving) else {
-            return;
-        };
-        let known = !a.pods.cidrs.is_empty();
-        if known && self.pods_at.is_some_and(|at| at.elapsed() < PODS_PERIOD) {
-            return;
-        }
-        let Some(cluster) = state.cluster_of(node).filter(|c| c.secrets.is_some()) else {
-            return;
-        };
-        let local = a.role == Role::K3sServer;
-        let Some(kube) = self.kube(cluster, local) else {
-            return;
-        };
-        let Ok(Some(info)) = kube.node(node.name.as_str()).await else {
-            return;
-        };
-        self.pods_at = Some(Instant::now());
-        if info.pod_cidrs != a.pods.cidrs && !info.pod_cidrs.is_empty() {
-            let command = Command::ReportPods {
-                node: node.id,
-                expect: a.pods.generation,
-                cidrs: info.pod_cidrs,
-            };
-            self.shared.propose(command).await;
         }
     }
 

@@ -4,17 +4,19 @@ pub mod chores;
 pub mod founding;
 pub mod overlay;
 mod password;
+mod pods;
 pub mod runtime;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::secrets::{CLUSTER_SECRETS, ClusterSecrets};
-use raft_store::apply::{Command, Outcome};
+use raft_store::apply::{Command, Outcome, RejectCode};
 use raft_store::model::{Cluster, NodeId, State};
 use raft_store::raft::Store;
 use raft_store::seal::FleetKey;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::env::Env;
 use crate::leader::proposal;
@@ -23,6 +25,8 @@ use crate::transport::{NodeTransport, SharedBook};
 
 /// How long a report of an agent may take to be committed.
 const PROPOSE_MAX: Duration = Duration::from_secs(5);
+/// Pause after a report that the fleet does not take.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What every agent works with.
 pub struct Shared<E: Env> {
@@ -64,6 +68,10 @@ impl<E: Env> Shared<E> {
         match self.store.propose(&proposal, PROPOSE_MAX).await {
             Ok((_, Outcome::Rejected { rejection })) => {
                 tracing::info!(%rejection, "a report was refused");
+                // The refusal is news that wakes who made it; only what is stale is another one the next time.
+                if rejection.code != RejectCode::Stale {
+                    sleep(REFUSED_PAUSE).await;
+                }
                 false
             }
             Ok(_) => true,

@@ -8,6 +8,7 @@ mod ending;
 mod networks;
 mod nodes;
 mod phases;
+mod pods;
 mod reject;
 mod tickets;
 mod vips;
@@ -16,6 +17,7 @@ pub use command::{
     Change, Command, CreateCluster, FoundFleet, NewNode, Outcome, Proposal, ReportPhase,
 };
 pub use drains::{drain_guard, unassign_guard};
+pub use pods::pods_guard;
 pub use reject::{RejectCode, Rejection};
 pub use tickets::redeemable;
 

@@ -1,14 +1,13 @@
 //! Reports of daemons about their role: from an assignment to a working member, and back. Pure.
 
-use ipnet::IpNet;
 use serde_json::json;
 
 use super::command::{Change, ReportPhase};
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
-    Assignment, Cluster, ClusterId, ClusterStatus, EtcdTimers, Generation, MoveReason, NodeId,
-    Phase, Role, Severity, Vip, VipId, overlap,
+    Assignment, Cluster, ClusterId, ClusterStatus, EtcdTimers, MoveReason, NodeId, Phase, Role,
+    Severity, Vip, VipId,
 };
 
 impl Context<'_> {
@@ -318,55 +317,5 @@ impl Context<'_> {
         if let Some(cluster) = a.cluster {
             self.settle_cluster(cluster);
         }
-    }
-
-    pub(super) fn report_pods(
-        &mut self,
-        node: NodeId,
-        expect: Generation,
-        cidrs: &[IpNet],
-    ) -> Applied {
-        let name = self.state.name_of(node);
-        let cidrs: Vec<IpNet> = cidrs.iter().map(IpNet::trunc).collect();
-        let refuse = |code, why: String| {
-            Err(Rejection::new(
-                code,
-                format!("the pod ranges of {name} were not taken"),
-                why,
-                format!("skein node show {name}"),
-            ))
-        };
-        let Some(a) = self.state.nodes.get(&node).and_then(|n| n.assignment.as_ref()) else {
-            return Ok(Change::Nothing);
-        };
-        let Some(cluster) = a.cluster.and_then(|c| self.state.clusters.get(&c)) else {
-            return Ok(Change::Nothing);
-        };
-        if a.pods.generation != expect {
-            return refuse(
-                RejectCode::Stale,
-                format!("generation is {}, not {expect}", a.pods.generation),
-            );
-        }
-        if let Some(bad) = cidrs.iter().find(|r| !cluster.pods.iter().any(|p| p.contains(*r))) {
-            return refuse(
-                RejectCode::Invalid,
-                format!("{bad} is outside the cluster's pod ranges"),
-            );
-        }
-        let clash = self.state.nodes.values().filter(|n| n.id != node).find(|n| {
-            let theirs = n.assignment.iter().flat_map(|a| &a.pods.cidrs);
-            theirs.into_iter().any(|t| cidrs.iter().any(|r| overlap(t, r)))
-        });
-        if let Some(other) = clash {
-            return refuse(RejectCode::Conflict, format!("node {} has them", other.name));
-        }
-        if let Some(a) = self.state.nodes.get_mut(&node).and_then(|n| n.assignment.as_mut())
-            && a.pods.cidrs != cidrs
-        {
-            a.pods.cidrs = cidrs;
-            a.pods.generation = a.pods.generation.next();
-        }
-        Ok(Change::Nothing)
     }
 }

@@ -46,12 +46,12 @@ impl Table {
         news
     }
 
-    /// Adds a node, or brings it back; pod ranges are dealt in the order of registration.
+    /// Adds a node, or brings it back.
     pub(super) fn register(&mut self, r: &Registration, version: &str) {
         let known = self.rows.get(&r.name).filter(|row| !row.deleted).map(|row| row.node.clone());
         let cidrs = known.as_ref().and_then(|n| n["spec"]["podCIDRs"].as_array().cloned());
-        let cidrs =
-            cidrs.unwrap_or_else(|| self.next_cidrs().into_iter().map(Value::from).collect());
+        let cidrs = cidrs
+            .unwrap_or_else(|| self.deal_cidrs(&r.name).into_iter().map(Value::from).collect());
         let role = "node-role.kubernetes.io/control-plane";
         let labels = if r.server { json!({role: "true"}) } else { json!({}) };
         let addresses: Vec<Value> =
@@ -73,20 +73,24 @@ impl Table {
         self.put(&r.name, node, false);
     }
 
-    fn next_cidrs(&self) -> Vec<String> {
+    /// Deals pod ranges from a place that belongs to the name: two servers that do not know of each other's newcomers yet
+    /// must not deal the same ones, which one controller-manager never does either.
+    fn deal_cidrs(&self, name: &str) -> Vec<String> {
         let taken = |cidr: &str| {
             self.rows.values().any(|r| {
                 r.node["spec"]["podCIDRs"].as_array().is_some_and(|c| c.iter().any(|x| x == cidr))
             })
         };
-        let deal = |range: &String, n: u16| -> Option<String> {
+        let deal = |range: &String, n: usize| -> Option<String> {
             let net: ipnet::IpNet = range.parse().ok()?;
             let len = if net.addr().is_ipv4() { 24 } else { 64 };
-            net.subnets(len).ok()?.nth(n.into()).map(|s| s.to_string())
+            net.subnets(len).ok()?.nth(n).map(|s| s.to_string())
         };
-        let free = (0..250u16)
+        let begin = own_place(name);
+        let free = (0..PLACES)
+            .map(|n| (begin + n) % PLACES)
             .find(|n| self.cidrs.first().and_then(|r| deal(r, *n)).is_some_and(|c| !taken(&c)));
-        let n = free.unwrap_or(250);
+        let n = free.unwrap_or(PLACES);
         self.cidrs.iter().filter_map(|r| deal(r, n)).collect()
     }
 
@@ -137,6 +141,14 @@ impl Table {
     }
 }
 
+/// How many nodes a cluster's pod ranges are enough for.
+const PLACES: usize = 250;
+
+/// Where the search for a free range begins: a sum of the name's bytes in which their order counts.
+fn own_place(name: &str) -> usize {
+    name.bytes().fold(0, |sum, byte| (sum * 31 + usize::from(byte)) % PLACES)
+}
+
 fn merge_patch(target: &mut Value, patch: &Value) {
     let Some(changes) = patch.as_object() else {
         target.clone_from(patch);
@@ -159,6 +171,22 @@ fn merge_patch(target: &mut Value, patch: &Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_that_know_nothing_of_each_other_deal_different_ranges() {
+        let of = |name: &str| Registration { name: name.into(), server: false, addresses: vec![] };
+        let table = Table { cidrs: vec!["10.42.0.0/16".into()], ..Table::default() };
+        let dealt = (1..=9).map(|i| {
+            let mut copy = table.clone();
+            copy.register(&of(&format!("n{i}")), "v");
+            copy.list()[0]["spec"]["podCIDR"].to_string()
+        });
+        assert_eq!(dealt.collect::<std::collections::BTreeSet<_>>().len(), 9);
+        let mut full = table.clone();
+        full.register(&of("n1"), "v");
+        full.register(&of("1n"), "v");
+        assert_ne!(full.list()[0]["spec"]["podCIDR"], full.list()[1]["spec"]["podCIDR"]);
+    }
 
     #[test]
     fn copies_agree_and_the_dead_stay_dead() {

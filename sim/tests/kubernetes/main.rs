@@ -74,6 +74,7 @@ fn a_cluster_through_its_life() {
     nothing_acknowledged_is_lost(&lab);
     pods_reach_each_other(&lab);
     a_server_that_is_cut_off_does_not_keep_the_worker(&lab);
+    pods_reach_each_other(&lab);
     lab.down();
 }
 
@@ -126,11 +127,23 @@ fn pods_reach_each_other(lab: &Lab) {
         for (to, addresses) in pods.iter().filter(|(to, _)| to != from) {
             for address in addresses {
                 wait_for(&format!("{from} pings {to} at {address}"), 30, || {
-                    kubectl(lab, &["exec", from, "--", "ping", "-c", "1", "-W", "2", address])
+                    let ping = ["exec", from, "--", "ping", "-c", "1", "-W", "2", address];
+                    kubectl(lab, &ping).map_err(|e| format!("{e}\n{}", paths(lab)))
                 });
             }
         }
     }
+}
+
+/// What a host's kernel and the overlay know of each other, to tell a failure by.
+fn paths(lab: &Lab) -> String {
+    const LOOK: &str = "hostname; ip -br addr; ip route; ip -6 route; ip neigh; conntrack -L -p icmp 2>&1; \
+        exec 3<>/dev/tcp/127.0.0.1/7480; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; grep -aE '^skein_(overlay|peer)' <&3";
+    let look = |host: &String| {
+        let out = lab.exec(host, &["bash", "-c", LOOK]);
+        format!("--- {host}\n{}", String::from_utf8_lossy(&out.stdout))
+    };
+    lab.hosts().iter().map(look).collect()
 }
 
 fn k3s_pids(lab: &Lab, host: &str) -> String {

@@ -1,124 +1,16 @@
 //! Daemons that are killed after every single step of a command, as they themselves counted them in a full run
 //! before: the same command again completes what was begun.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::slice::from_ref;
 use std::time::Duration;
 
 use crate::common::{Lab, now, texts, wait_for};
+use crate::steps::{Book, Point, Tally, calm, hold, listed, points};
 use crate::wrong_host::{begin, sh};
-
-/// How long nothing is done before a run counts as over.
-const CALM: Duration = Duration::from_millis(1_200);
 
 /// How long systemd waits before it starts a daemon again (RestartSec).
 const RESTART: Duration = Duration::from_secs(1);
-
-/// A step of a full run: the nth of its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Point {
-    nth: usize,
-    name: String,
-}
-
-/// Numbers the steps of a run by name.
-fn points(lines: &[String]) -> Vec<Point> {
-    let nth = |at: usize| lines[..=at].iter().filter(|line| **line == lines[at]).count();
-    (0..lines.len()).map(|at| Point { nth: nth(at), name: lines[at].clone() }).collect()
-}
-
-/// Prints what was found, and fails if it cannot be all.
-#[track_caller]
-fn listed(what: &str, points: &[Point]) {
-    println!("    {what}: {} points", points.len());
-    for (i, point) in points.iter().enumerate() {
-        println!("      {:>3}  {} ({})", i + 1, point.name, point.nth);
-    }
-    let kinds: BTreeSet<&str> = points.iter().filter_map(|p| p.name.split(' ').next()).collect();
-    for kind in ["logged", "committed", "mesh"] {
-        assert!(kinds.contains(kind), "{what}: no step of kind {kind} was seen, only {kinds:?}");
-    }
-}
-
-/// Fails if a step that the command cannot do without was seen nowhere.
-#[track_caller]
-fn hold(what: &str, lists: &[Vec<Point>], wanted: &[&str]) {
-    for name in wanted {
-        let seen = lists.iter().flatten().any(|point| point.name == *name);
-        assert!(seen, "{what}: no step {name:?} was seen");
-    }
-}
-
-/// The book of steps of one host.
-struct Book {
-    dir: PathBuf,
-}
-
-impl Book {
-    fn of(lab: &Lab, host: &str) -> Self {
-        Self { dir: lab.disk(host).join("var/log/skein-steps") }
-    }
-
-    /// Starts a new one, in which the daemon is to die after this step.
-    fn begin(&self, last: Option<&Point>) {
-        std::fs::create_dir_all(&self.dir).unwrap();
-        for name in ["order", "died", "steps"] {
-            let gone = std::fs::remove_file(self.dir.join(name));
-            assert!(gone.is_ok() || !self.dir.join(name).exists());
-        }
-        if let Some(Point { nth, name }) = last {
-            std::fs::write(self.dir.join("order.new"), format!("{nth} {name}")).unwrap();
-            std::fs::rename(self.dir.join("order.new"), self.dir.join("order")).unwrap();
-        }
-    }
-
-    fn died(&self) -> bool {
-        self.dir.join("died").exists()
-    }
-
-    fn steps(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.dir.join("steps")).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
-    }
-}
-
-/// Waits until none of these books grows any more.
-fn calm(books: &[&Book]) {
-    let count = || books.iter().map(|book| book.steps().len()).sum::<usize>();
-    let (mut last, mut since, begun) = (count(), now(), now());
-    while since.elapsed() < CALM && begun.elapsed() < Duration::from_secs(20) {
-        std::thread::sleep(Duration::from_millis(50));
-        if count() != last {
-            (last, since) = (count(), now());
-        }
-    }
-}
-
-/// What was ordered and did not come, as when commits were taken in by larger batches than before.
-#[derive(Default)]
-struct Tally {
-    met: usize,
-    unmet: Vec<String>,
-}
-
-impl Tally {
-    fn note(&mut self, what: &str, point: &Point, died: bool) {
-        if died {
-            self.met += 1;
-        } else {
-            self.unmet.push(format!("{what}: {} ({})", point.name, point.nth));
-        }
-    }
-
-    #[track_caller]
-    fn check(&self) {
-        println!("    {} deaths; not met: {:#?}", self.met, self.unmet);
-        let all = self.met + self.unmet.len();
-        assert!(self.unmet.len() * 20 <= all, "nearly all points are met: {:#?}", self.unmet);
-    }
-}
 
 fn mortal(name: &str, servers: usize, workers: usize, last: &str) -> Option<Lab> {
     Lab::up(name, servers, workers, &["--k3s", "rehearsal", "--mortal", last])
@@ -357,6 +249,8 @@ fn play(lab: &Lab, command: &str, orders: &[(&str, Option<&Point>)]) -> Vec<bool
     if orders.iter().all(|(_, last)| last.is_none()) || !whole() {
         calm(&books.iter().collect::<Vec<_>>());
     }
+    // What did not come now must not come in the middle of what follows, where nobody starts the dead again.
+    books.iter().for_each(Book::withdraw);
     while books.iter().zip(start_dead()).any(|(book, started)| book.died() && !started) {
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -25,6 +25,7 @@ mod network;
 mod operators;
 mod roles;
 mod secrets;
+mod steps;
 mod surface;
 mod tickets;
 mod vip;
