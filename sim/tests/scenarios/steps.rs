@@ -14,20 +14,20 @@ const REPEATED_MAX: usize = 30;
 
 /// A step of a full run: the nth of its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Point {
-    pub nth: usize,
-    pub name: String,
+pub(crate) struct Point {
+    pub(crate) nth: usize,
+    pub(crate) name: String,
 }
 
 /// Numbers the steps of a run by name.
-pub fn points(lines: &[String]) -> Vec<Point> {
+pub(crate) fn points(lines: &[String]) -> Vec<Point> {
     let nth = |at: usize| lines[..=at].iter().filter(|line| **line == lines[at]).count();
     (0..lines.len()).map(|at| Point { nth: nth(at), name: lines[at].clone() }).collect()
 }
 
 /// Prints what was found, and fails if it cannot be all.
 #[track_caller]
-pub fn listed(what: &str, points: &[Point]) {
+pub(crate) fn listed(what: &str, points: &[Point]) {
     println!("    {what}: {} points", points.len());
     for (i, point) in points.iter().enumerate() {
         println!("      {:>3}  {} ({})", i + 1, point.name, point.nth);
@@ -42,7 +42,7 @@ pub fn listed(what: &str, points: &[Point]) {
 
 /// Fails if a step that the command cannot do without was seen nowhere.
 #[track_caller]
-pub fn hold(what: &str, lists: &[Vec<Point>], wanted: &[&str]) {
+pub(crate) fn hold(what: &str, lists: &[Vec<Point>], wanted: &[&str]) {
     for name in wanted {
         let seen = lists.iter().flatten().any(|point| point.name == *name);
         assert!(seen, "{what}: no step {name:?} was seen");
@@ -50,17 +50,17 @@ pub fn hold(what: &str, lists: &[Vec<Point>], wanted: &[&str]) {
 }
 
 /// The book of steps of one host.
-pub struct Book {
+pub(crate) struct Book {
     dir: PathBuf,
 }
 
 impl Book {
-    pub fn of(lab: &Lab, host: &str) -> Self {
+    pub(crate) fn of(lab: &Lab, host: &str) -> Self {
         Self { dir: lab.disk(host).join("var/log/skein-steps") }
     }
 
     /// Starts a new one, in which the daemon is to die after this step.
-    pub fn begin(&self, last: Option<&Point>) {
+    pub(crate) fn begin(&self, last: Option<&Point>) {
         std::fs::create_dir_all(&self.dir).unwrap();
         for name in ["order", "died", "steps"] {
             let gone = std::fs::remove_file(self.dir.join(name));
@@ -72,24 +72,24 @@ impl Book {
         }
     }
 
-    pub fn died(&self) -> bool {
+    pub(crate) fn died(&self) -> bool {
         self.dir.join("died").exists()
     }
 
     /// Lets the daemon live from now on; one that is at its last step dies of it yet.
-    pub fn withdraw(&self) {
+    pub(crate) fn withdraw(&self) {
         drop(std::fs::remove_file(self.dir.join("order")));
         std::thread::sleep(Duration::from_millis(100));
     }
 
-    pub fn steps(&self) -> Vec<String> {
+    pub(crate) fn steps(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.dir.join("steps")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 }
 
 /// Waits until none of these books grows any more.
-pub fn calm(books: &[&Book]) {
+pub(crate) fn calm(books: &[&Book]) {
     let count = || books.iter().map(|book| book.steps().len()).sum::<usize>();
     let (mut last, mut since, begun) = (count(), now(), now());
     while since.elapsed() < CALM && begun.elapsed() < Duration::from_secs(20) {
@@ -102,13 +102,13 @@ pub fn calm(books: &[&Book]) {
 
 /// What was ordered and did not come, as when commits were taken in by larger batches than before.
 #[derive(Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     met: usize,
     unmet: Vec<String>,
 }
 
 impl Tally {
-    pub fn note(&mut self, what: &str, point: &Point, died: bool) {
+    pub(crate) fn note(&mut self, what: &str, point: &Point, died: bool) {
         if died {
             self.met += 1;
         } else {
@@ -117,7 +117,7 @@ impl Tally {
     }
 
     #[track_caller]
-    pub fn check(&self) {
+    pub(crate) fn check(&self) {
         println!("    {} deaths; not met: {:#?}", self.met, self.unmet);
         let all = self.met + self.unmet.len();
         assert!(self.unmet.len() * 20 <= all, "nearly all points are met: {:#?}", self.unmet);
