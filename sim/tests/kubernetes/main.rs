@@ -137,7 +137,7 @@ fn pods_reach_each_other(lab: &Lab) {
 
 /// What a host's kernel and the overlay know of each other, to tell a failure by.
 fn paths(lab: &Lab) -> String {
-    const LOOK: &str = "hostname; ip -br addr; ip route; ip -6 route; ip neigh; conntrack -L -p icmp 2>&1; \
+    const LOOK: &str = "hostname; ip -br link; ip -br addr; ip route; ip -6 route; ip neigh; conntrack -L -p icmp 2>&1; \
         exec 3<>/dev/tcp/127.0.0.1/7480; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; grep -aE '^skein_(overlay|peer)' <&3";
     let look = |host: &String| {
         let out = lab.exec(host, &["bash", "-c", LOOK]);
