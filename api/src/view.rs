@@ -33,6 +33,11 @@ pub fn age(since: UnixMillis, now: UnixMillis) -> String {
     }
 }
 
+fn drain_state(n: &Node) -> &'static str {
+    let over = n.drain.as_ref().is_some_and(|d| d.step == DrainStep::Done);
+    if over { "drained" } else { "draining" }
+}
+
 impl Scene<'_> {
     fn health(&self, id: NodeId) -> Health {
         self.view.nodes.get(&id).map_or(Health::Unknown, |n| n.health)
@@ -47,7 +52,7 @@ impl Scene<'_> {
         match self.health(n.id) {
             Health::Lost => "down",
             Health::Unknown => "unknown",
-            Health::Live if n.drain.is_some() => "draining",
+            Health::Live if n.drain.is_some() => drain_state(n),
             Health::Live if n.key_box.is_none() => "joining",
             Health::Live => match &n.assignment {
                 Some(a) if a.phase != Phase::Ready => "joining",
@@ -182,7 +187,7 @@ impl Scene<'_> {
         match (a.phase, self.health(n.id)) {
             (_, Health::Lost) => "down",
             (Phase::Stopped, _) => "stopped",
-            _ if n.drain.is_some() => "draining",
+            _ if n.drain.is_some() => drain_state(n),
             (Phase::Ready, Health::Live) if !api_up => "unready",
             (phase, _) => phase.as_str(),
         }

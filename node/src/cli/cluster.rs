@@ -86,7 +86,8 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result {
                 output::show(global, &cluster, || print_cluster(&cluster));
                 return Ok(());
             }
-            wait(global, &name, timeout).await?;
+            let next = format!("skein cluster show {name}; the same command waits again");
+            output::unless_interrupted(&next, wait(global, &name, timeout)).await?;
         }
         ClusterCommand::Ls => {
             let request = proto::ListClustersRequest { read: global.read() };
@@ -126,7 +127,8 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result {
             if no_wait {
                 output::note(format!("{name} is being decommissioned: skein cluster show {name}"));
             } else {
-                wait_gone(global, &name, timeout).await?;
+                let next = format!("skein cluster show {name}; the same command waits again");
+                output::unless_interrupted(&next, wait_gone(global, &name, timeout)).await?;
             }
         }
     }

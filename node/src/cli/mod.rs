@@ -24,7 +24,7 @@ use crate::env::linux::Linux;
 ///
 /// First machine: `skein init`. Others: `skein join TICKET`. Then `skein cluster create NAME --servers a,b,c
 /// --workers d` and `skein kubeconfig NAME --merge`. Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 refused by a
-/// safety guard, 5 no quorum, 6 timed out, 7 partly done.
+/// safety guard, 5 no quorum, 6 timed out, 7 partly done, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "skein", version = VERSION, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {

@@ -9,6 +9,7 @@ use api::proto::nodes_client::NodesClient;
 use api::status::detail;
 use clap::{Args, Subcommand};
 use tokio::time::{Instant, sleep};
+use tonic::transport::Channel;
 
 use super::connect::request_id;
 use super::output::Progress;
@@ -112,7 +113,8 @@ pub(super) async fn run(global: &Global, command: NodeCommand) -> Result {
             if no_wait {
                 output::note(format!("{node} is being terminated: skein node show {node}"));
             } else {
-                wait_out(global, &node, timeout).await?;
+                let next = format!("skein node show {node}; the same command waits again");
+                output::unless_interrupted(&next, wait_out(global, &node, timeout)).await?;
             }
         }
         NodeCommand::Leave { force } => leave(global, force).await?,
@@ -232,29 +234,35 @@ pub(super) async fn drain(global: &Global, args: DrainArgs) -> Result {
         ));
         return Ok(());
     }
-    let until = Instant::now() + args.timeout + Duration::from_secs(60);
+    let limit = args.timeout + Duration::from_secs(60);
+    let next = format!("skein node show {}; the same command waits again", args.node);
+    output::unless_interrupted(&next, wait_drained(client, &args.node, limit)).await
+}
+
+async fn wait_drained(mut client: NodesClient<Channel>, name: &str, limit: Duration) -> Result {
+    let until = Instant::now() + limit;
     let mut progress = Progress::default();
     loop {
-        let request = proto::GetNodeRequest { name: args.node.clone(), read: None };
+        let request = proto::GetNodeRequest { name: name.to_owned(), read: None };
         let node = client.get(request).await?.into_inner();
         if node.drain == "done" {
             break;
         }
         let waits = node.waiting_for.first().cloned().unwrap_or_default();
         if Instant::now() > until {
-            let next = format!("skein node show {}", args.node);
+            let next = format!("skein node show {}", name);
             return Err(ApiError::from(detail(
                 "timeout",
-                format!("{} is not drained yet", args.node),
+                format!("{} is not drained yet", name),
                 waits,
                 next,
             )));
         }
-        progress.show(&format!("{}: {waits}", args.node));
+        progress.show(&format!("{}: {waits}", name));
         sleep(POLL).await;
     }
     progress.end();
-    output::note(format!("{} is drained; to take it back: skein undrain {}", args.node, args.node));
+    output::note(format!("{} is drained; to take it back: skein undrain {}", name, name));
     Ok(())
 }
 

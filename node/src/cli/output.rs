@@ -169,6 +169,28 @@ fn width() -> usize {
     columns.unwrap_or(80).saturating_sub(1).max(20)
 }
 
+/// The exit code of what SIGINT ended, as shells have it (POSIX, 2.8.2).
+const INTERRUPTED: u8 = 130;
+
+/// Waits until the end, or until the operator has seen enough: what was begun goes on in the fleet, and `next` follows it.
+///
+/// # Errors
+/// The wait's own, and that it was interrupted.
+pub(super) async fn unless_interrupted(
+    next: &str,
+    wait: impl Future<Output = super::Result>,
+) -> super::Result {
+    tokio::select! {
+        biased;
+        ended = wait => ended,
+        Ok(()) = tokio::signal::ctrl_c() => {
+            let why = "it was interrupted; what was begun goes on by itself";
+            let told = detail("interrupted", "nobody waits for the end any more", why, next);
+            Err(ApiError { code: INTERRUPTED, ..told.into() })
+        }
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.end();

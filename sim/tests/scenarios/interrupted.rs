@@ -36,6 +36,7 @@ fn commands_that_are_killed_are_completed_by_the_same_command() {
         let out = sh(&lab, "n4", &format!("timeout -s KILL {seconds} skein {command}"));
         println!("    {command}: {:?} after {moment} ms", out.status.code());
     };
+    waits_are_ended_by_an_interrupt(&lab);
     for moment in [15, 400, 2_000] {
         cut_short(CREATE, moment);
         again(&lab, "n4", CREATE);
@@ -51,4 +52,35 @@ fn commands_that_are_killed_are_completed_by_the_same_command() {
         no_cluster(&lab);
     }
     lab.down();
+}
+
+/// Ctrl-C in each command that waits: it says that things go on, and how to follow them.
+fn waits_are_ended_by_an_interrupt(lab: &Lab) {
+    let interrupted = |command: &str| {
+        // Where everything was done before the signal came, there was nothing to interrupt.
+        let script = format!("timeout --preserve-status -s INT 0.3 skein {command}");
+        let out = sh(lab, "n4", &script);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        match out.status.code() {
+            Some(130) => {
+                assert!(said.contains("goes on by itself"), "{said}");
+                assert!(said.contains("the same command waits again"), "{said}");
+                true
+            }
+            Some(0) => false,
+            code => panic!("{command}: {code:?}: {said}"),
+        }
+    };
+    assert!(interrupted(CREATE), "three servers take longer");
+    again(lab, "n4", CREATE);
+    lab.settled("n4", 30);
+    let drain = interrupted("drain n2");
+    again(lab, "n4", "drain n2");
+    assert_eq!(lab.ask("n4", &["node", "show", "n2"]).unwrap()["state"], "drained");
+    again(lab, "n4", "undrain n2");
+    lab.settled("n4", 60);
+    let decommission = interrupted(DECOMMISSION);
+    println!("    interrupted: create, drain {drain}, decommission {decommission}");
+    again(lab, "n4", DECOMMISSION);
+    no_cluster(lab);
 }
