@@ -11,6 +11,8 @@ use crate::status::{detail, status};
 const OPEN: [&str; 2] = ["/skein.v1.Join/", "/grpc.health.v1.Health/"];
 /// The service between daemons.
 const PEER: &str = "/skein.v1.Peer/";
+/// Its method.
+pub(crate) const PEER_CALL: &str = "/skein.v1.Peer/Call";
 
 /// The refusal of a node that was removed; daemons know it by its words.
 pub(crate) fn removed() -> Status {

@@ -14,6 +14,8 @@ use raft_store::seal::FleetKey;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::pki::Pki;
+
 /// Why a call failed, before it is turned into a status.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
@@ -139,6 +141,9 @@ pub trait Daemon: Send + Sync + 'static {
 
     /// Returns random bytes.
     fn random(&self) -> [u8; 32];
+
+    /// Returns what makes certificates.
+    fn pki(&self) -> &dyn Pki;
 
     /// Returns the fleet's key, once this node has it.
     fn fleet_key(&self) -> Option<FleetKey>;

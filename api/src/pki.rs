@@ -32,6 +32,82 @@ fn error(what: &'static str) -> impl FnOnce(rcgen::Error) -> PkiError {
     move |e| PkiError { what, why: e.to_string() }
 }
 
+/// Makes keys and certificates. A port, since makers of keys and signatures ask for randomness by themselves.
+pub trait Pki: Send + Sync {
+    /// Makes a private key, PEM.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    fn make_key(&self) -> Result<Zeroizing<String>, PkiError>;
+
+    /// Makes a certificate request for a key.
+    ///
+    /// # Errors
+    /// When the key is unreadable.
+    fn make_csr(&self, key_pem: &str) -> Result<String, PkiError>;
+
+    /// Makes a fleet's certificate authority. `now_s` is Unix time in seconds.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    fn make_ca(&self, fleet: Uuid, now_s: u64) -> Result<KeyAndCert, PkiError>;
+
+    /// Takes up a fleet's authority.
+    ///
+    /// # Errors
+    /// When certificate or key are unreadable.
+    fn authority(&self, cert_pem: &str, key_pem: &str) -> Result<Box<dyn Signer>, PkiError>;
+}
+
+/// Signs certificate requests with a fleet's authority.
+pub trait Signer: Send {
+    /// Certifies a node's key.
+    ///
+    /// # Errors
+    /// When the request is not valid.
+    fn sign_node(
+        &self,
+        csr_pem: &str,
+        fleet: Uuid,
+        uuid: Uuid,
+        now_s: u64,
+    ) -> Result<String, PkiError>;
+
+    /// Certifies an operator's key.
+    ///
+    /// # Errors
+    /// When the request is not valid.
+    fn sign_operator(
+        &self,
+        csr_pem: &str,
+        name: &str,
+        serial: Uuid,
+        now_s: u64,
+    ) -> Result<String, PkiError>;
+}
+
+/// X.509 certificates over ECDSA P-256, with randomness from the kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct X509;
+
+impl Pki for X509 {
+    fn make_key(&self) -> Result<Zeroizing<String>, PkiError> {
+        make_key()
+    }
+
+    fn make_csr(&self, key_pem: &str) -> Result<String, PkiError> {
+        make_csr(key_pem)
+    }
+
+    fn make_ca(&self, fleet: Uuid, now_s: u64) -> Result<KeyAndCert, PkiError> {
+        make_ca(fleet, now_s)
+    }
+
+    fn authority(&self, cert_pem: &str, key_pem: &str) -> Result<Box<dyn Signer>, PkiError> {
+        Ok(Box::new(Authority::open(cert_pem, key_pem)?))
+    }
+}
+
 /// A certificate and its private key, PEM.
 pub struct KeyAndCert {
     /// The certificate.
@@ -158,12 +234,10 @@ impl Authority {
         let cert = csr.signed_by(&self.issuer).map_err(error("the certificate was not signed"))?;
         Ok(cert.pem())
     }
+}
 
-    /// Certifies a node's key.
-    ///
-    /// # Errors
-    /// When the request is not valid.
-    pub fn sign_node(
+impl Signer for Authority {
+    fn sign_node(
         &self,
         csr_pem: &str,
         fleet: Uuid,
@@ -173,11 +247,7 @@ impl Authority {
         self.sign(csr_pem, vec![node_name(uuid), fleet_name(fleet)], true, uuid, now_s)
     }
 
-    /// Certifies an operator's key.
-    ///
-    /// # Errors
-    /// When the request is not valid.
-    pub fn sign_operator(
+    fn sign_operator(
         &self,
         csr_pem: &str,
         name: &str,

@@ -7,13 +7,14 @@ use std::time::Duration;
 use api::daemon::{
     CallError, Daemon, FleetView, READ_DEADLINE, Snapshot, WRITE_DEADLINE, Whereabouts,
 };
+use api::pki::Pki;
 use bytes::Bytes;
 use raft_store::apply::{Change, Command, Outcome};
 use raft_store::model::{Network, NodeId, RequestId, State, UnixMillis};
 use raft_store::plan::{Report, quorum_needs};
 use raft_store::raft::{Frame, ProposeError, ReadError, Store, Transport as _, kind};
+use raft_store::rt::watch;
 use raft_store::seal::FleetKey;
-use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::env::Env;
@@ -193,6 +194,10 @@ impl<E: Env> Daemon for Backend<E> {
 
     fn random(&self) -> [u8; 32] {
         self.env.random()
+    }
+
+    fn pki(&self) -> &dyn Pki {
+        self.env.pki()
     }
 
     fn fleet_key(&self) -> Option<FleetKey> {

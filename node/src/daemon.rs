@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use api::tls::{Papers, TlsError};
 use raft_store::model::NodeId;
-use raft_store::raft::{Profile, Scope, Store, StoreConfig, StoreError};
+use raft_store::raft::{Profile, Store, StoreConfig, StoreError};
+use raft_store::rt::{Scope, sleep, timeout, watch};
 use raft_store::seal::FleetKey;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::mpsc;
 
 use crate::agent::Shared;
 use crate::agent::chores::ChoresAgent;
@@ -19,11 +18,11 @@ use crate::agent::overlay::OverlayAgent;
 use crate::agent::runtime::K3sAgent;
 use crate::backend::Backend;
 use crate::config::{Config, Timers};
-use crate::env::Env;
+use crate::env::{Env, Files, Server as _};
 use crate::gossip::Gossiper;
 use crate::identity::{Identity, IdentityError};
 use crate::leader::{Leader, channel};
-use crate::listeners::{ListenError, Listeners, listen};
+use crate::listeners::ListenError;
 use crate::own::OwnHandle;
 use crate::reporter;
 use crate::transport::{NodeTransport, SharedBook};
@@ -88,19 +87,31 @@ pub fn store_config(identity: &Identity, config: &Config) -> Result<StoreConfig,
 }
 
 /// The member's papers for TLS.
-pub fn papers(identity: &Identity) -> Result<Papers, IdentityError> {
+pub fn papers(files: &dyn Files, identity: &Identity) -> Result<Papers, IdentityError> {
     Ok(Papers {
-        cert_pem: identity.cert_pem()?,
+        cert_pem: identity.cert_pem(files)?,
         key_pem: identity.tls_key_pem().to_owned().into(),
-        ca_pem: identity.ca_pem()?,
+        ca_pem: identity.ca_pem(files)?,
     })
 }
 
-/// Runs the daemon of a member until it is told to end, or something vital ends.
+/// Runs the daemon of a member until it is told to end, or something vital ends. Its tasks belong to `scope`.
 ///
 /// # Errors
 /// When it cannot start, or something vital ended.
 pub async fn run<E: Env>(
+    scope: &Scope,
+    env: Arc<E>,
+    book: SharedBook,
+    identity: Identity,
+    config: Config,
+    paths: Paths,
+) -> Result<(), DaemonError> {
+    scope.run(run_here(scope.child(), env, book, identity, config, paths)).await
+}
+
+async fn run_here<E: Env>(
+    scope: Scope,
     env: Arc<E>,
     book: SharedBook,
     identity: Identity,
@@ -108,9 +119,8 @@ pub async fn run<E: Env>(
     paths: Paths,
 ) -> Result<(), DaemonError> {
     let member = identity.membership().map_err(DaemonError::Identity)?.clone();
-    let papers = papers(&identity).map_err(DaemonError::Identity)?;
-    let server_tls = papers.server().map_err(DaemonError::Tls)?;
-    let listeners = listen(&config, &paths).await.map_err(DaemonError::Listen)?;
+    let papers = papers(env.files(), &identity).map_err(DaemonError::Identity)?;
+    let server = env.listen(&config, &paths, &papers).await?;
     let transport = NodeTransport::new(env.wire(), book.clone());
     let store_config = store_config(&identity, &config).map_err(DaemonError::Identity)?;
     let (dir, wire) = (&paths.state_dir, transport.clone());
@@ -126,7 +136,6 @@ pub async fn run<E: Env>(
     };
     tracing::info!(node = %member.name, id = %member.node, commit = crate::COMMIT, "the daemon runs");
 
-    let scope = Scope::new();
     let (fatal, ended) = mpsc::channel::<String>(8);
     let (key, fleet_key) = watch::channel(None::<FleetKey>);
     let shared = Shared {
@@ -146,8 +155,9 @@ pub async fn run<E: Env>(
     let watch = watch_raft(shared.clone(), fatal.clone());
     vital.spawn("raft watch", watch);
     let backend = start_control(&vital, shared, transport, metrics);
-    serve(&scope, &fatal, backend, server_tls, listeners);
-    end(&scope, &store, ended).await
+    let env = backend.env.clone();
+    server.serve(&scope, backend, fatal.clone());
+    end(&*env, &scope, &store, ended).await
 }
 
 /// Starts loops without which the daemon must not go on: half a daemon would keep its lease on everything.
@@ -180,14 +190,15 @@ impl Drop for End {
 }
 
 /// Waits for the end, and ends in order.
-async fn end<W: crate::env::Wire>(
+async fn end<E: Env>(
+    env: &E,
     scope: &Scope,
-    store: &Store<NodeTransport<W>>,
+    store: &Store<NodeTransport<E::Wire>>,
     mut ended: mpsc::Receiver<String>,
 ) -> Result<(), DaemonError> {
     let result = tokio::select! {
         biased;
-        () = told_to_end() => Ok(()),
+        () = env.told_to_end() => Ok(()),
         why = ended.recv() => Err(DaemonError::Ended(why.unwrap_or_default())),
     };
     // A leader that leaves says so: the next one is there in milliseconds.
@@ -246,37 +257,6 @@ fn start_agents<E: Env>(
     metrics
 }
 
-fn serve<E: Env>(
-    scope: &Scope,
-    fatal: &mpsc::Sender<String>,
-    backend: Arc<Backend<E>>,
-    tls: Arc<rustls::ServerConfig>,
-    listeners: Listeners,
-) {
-    let ends = |what: &'static str| {
-        let fatal = fatal.clone();
-        async move |why: String| {
-            // Full only if the daemon ends already.
-            let _ = fatal.try_send(format!("{what} ended: {why}"));
-        }
-    };
-    let (end, daemon) = (ends("the API"), backend.clone());
-    scope.spawn("api", async move {
-        let result = api::server::serve_tls(daemon, listeners.api, tls).await;
-        end(format!("{result:?}")).await;
-    });
-    let (end, daemon) = (ends("the local socket"), backend.clone());
-    scope.spawn("local api", async move {
-        let result = api::server::serve_local(daemon, listeners.local).await;
-        end(format!("{result:?}")).await;
-    });
-    let end = ends("HTTP");
-    scope.spawn("http", async move {
-        let result = api::http::serve(backend, listeners.http).await;
-        end(format!("{result:?}")).await;
-    });
-}
-
 /// Opens the fleet's key once it is boxed for this node.
 async fn open_key<W: crate::env::Wire>(
     store: Store<NodeTransport<W>>,
@@ -328,18 +308,5 @@ async fn hand_over<W: crate::env::Wire>(store: &Store<NodeTransport<W>>) {
         && store.transfer_leader(*to).await.is_ok()
     {
         sleep(Duration::from_millis(100)).await;
-    }
-}
-
-async fn told_to_end() {
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        biased;
-        _ = term.recv() => {}
-        _ = int.recv() => {}
     }
 }

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use api::client::ApiError;
-use api::pki::{Authority, make_ca, make_csr, make_key};
 use api::proto::RedeemRequest;
 use api::secrets::CA_KEY;
 use api::status::detail;
@@ -23,6 +22,7 @@ use uuid::Uuid;
 use crate::env::Machine;
 use crate::identity::{Identity, IdentityError, Membership};
 use crate::whereabouts::{Book, Record};
+use raft_store::rt;
 
 /// The first network's name.
 const NETWORK: &str = "default";
@@ -76,7 +76,7 @@ fn load_identity(
     dir: &Path,
     what: &'static str,
 ) -> Result<Identity, ApiError> {
-    let tls_key = make_key().map_err(|e| fail(what, e, "run the command again"))?;
+    let tls_key = machine.pki().make_key().map_err(|e| fail(what, e, "run the command again"))?;
     let fill = |bytes: &mut [u8]| {
         for (to, from) in bytes.chunks_mut(32).zip(std::iter::repeat_with(|| machine.random())) {
             to.copy_from_slice(&from[..to.len()]);
@@ -104,7 +104,7 @@ pub async fn init(machine: &impl Machine, dir: &Path, init: &Init) -> Result<Ide
             "to leave it, run `skein node leave`, then empty /var/lib/skein",
         ));
     }
-    let pool = choose_pool(init.ipv4_pool)?;
+    let pool = choose_pool(&machine.routes(), init.ipv4_pool)?;
     // Raft's store is bound to the fleet's id, so an interrupted founding keeps the one it began with.
     let fleet = identity.request();
     let config = StoreConfig { id: FOUNDER.0, fleet, profile: Profile::Lan };
@@ -118,15 +118,15 @@ pub async fn init(machine: &impl Machine, dir: &Path, init: &Init) -> Result<Ide
     drop(store);
     // Raft's tasks let go of the store a moment after its end, and the daemon is to open it next.
     for _ in 0..100 {
-        if !is_in_use(dir) {
+        if !is_in_use(machine.disks(), dir) {
             break;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        rt::sleep(Duration::from_millis(20)).await;
     }
     result?;
     let membership = Membership { fleet, node: FOUNDER, name: init.name.clone() };
-    let cert = identity.cert_pem().map_err(identity_error(WHAT))?;
-    let ca = identity.ca_pem().map_err(identity_error(WHAT))?;
+    let cert = identity.cert_pem(machine.files()).map_err(identity_error(WHAT))?;
+    let ca = identity.ca_pem(machine.files()).map_err(identity_error(WHAT))?;
     identity.enter(machine.files(), &cert, &ca, membership).map_err(identity_error(WHAT))?;
     Ok(identity)
 }
@@ -153,9 +153,10 @@ async fn found(
     }
     let at = machine.wall();
     let now_s = at.0 / 1000;
-    let ca = make_ca(fleet, now_s).map_err(|e| failed(&e))?;
-    let authority = Authority::open(&ca.cert_pem, &ca.key_pem).map_err(|e| failed(&e))?;
-    let csr = make_csr(identity.tls_key_pem()).map_err(|e| failed(&e))?;
+    let pki = machine.pki();
+    let ca = pki.make_ca(fleet, now_s).map_err(|e| failed(&e))?;
+    let authority = pki.authority(&ca.cert_pem, &ca.key_pem).map_err(|e| failed(&e))?;
+    let csr = pki.make_csr(identity.tls_key_pem()).map_err(|e| failed(&e))?;
     let cert = authority.sign_node(&csr, fleet, identity.uuid(), now_s).map_err(|e| failed(&e))?;
     // The papers come first: a fleet whose founder lost its certificate could not be entered.
     let put = identity.put_papers(machine.files(), &cert, &ca.cert_pem);
@@ -199,26 +200,9 @@ fn ula(random: [u8; 5]) -> Ipv6Net {
     Ipv6Net::new(address.into(), 48).expect("48 is a prefix length")
 }
 
-/// Returns the IPv4 routes of this host, without the default route.
-pub fn local_routes() -> Vec<Ipv4Net> {
-    let text = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let hex = |field: Option<&str>| u32::from_str_radix(field?, 16).ok().map(u32::from_be);
-    let parse = |line: &str| {
-        let mut fields = line.split_whitespace();
-        let device = fields.next()?;
-        let to = hex(fields.next())?;
-        let mask = hex(fields.nth(5))?;
-        let len = u8::try_from(mask.leading_ones()).ok()?;
-        let ours = device.starts_with("wg-sdwan") || len == 0;
-        (!ours).then(|| Ipv4Net::new(to.into(), len).ok())?
-    };
-    text.lines().skip(1).filter_map(parse).collect()
-}
-
 /// Takes the wanted pool, or the first default one that no route of this host uses.
-fn choose_pool(wanted: Option<Ipv4Net>) -> Result<Ipv4Net, ApiError> {
+fn choose_pool(routes: &[Ipv4Net], wanted: Option<Ipv4Net>) -> Result<Ipv4Net, ApiError> {
     const WHAT: &str = "no fleet was founded";
-    let routes = local_routes();
     let clash = |pool: &Ipv4Net| routes.iter().find(|r| overlap4(**r, *pool)).copied();
     match wanted {
         Some(pool) => {
@@ -264,19 +248,19 @@ fn choose_pool(wanted: Option<Ipv4Net>) -> Result<Ipv4Net, ApiError> {
 
 /// Gives up an identity that no fleet takes back: its store was put aside, or its node was removed.
 fn forget_what_was(machine: &impl Machine, dir: &Path, what: &'static str) -> Result<(), ApiError> {
-    let identity = match Identity::load(dir) {
+    let identity = match Identity::load(machine.files(), dir) {
         Ok(identity) => identity,
         Err(IdentityError::Missing(_)) => return Ok(()),
         Err(e) => return Err(identity_error(what)(e)),
     };
     let Ok(m) = identity.membership() else { return Ok(()) };
     let unusable = |e: std::io::Error| fail(what, e, "mend the state folder, or empty it");
-    let aside = is_put_aside(dir, m.fleet, m.node.0).map_err(unusable)?;
-    let removed = Book::load(&dir.join("whereabouts.json")).removed();
+    let aside = is_put_aside(machine.disks(), dir, m.fleet, m.node.0).map_err(unusable)?;
+    let removed = Book::load(machine.files(), &dir.join("whereabouts.json")).removed();
     if !aside && !removed {
         return Ok(());
     }
-    if is_in_use(dir) {
+    if is_in_use(machine.disks(), dir) {
         let why = format!("the daemon of {}, its former self, still runs here", m.name);
         return Err(fail(what, why, "stop it, and run the command again: systemctl stop skein"));
     }
@@ -319,8 +303,8 @@ pub async fn join(
         let why = format!("it is {} in {same} already", m.name);
         return Err(fail(WHAT, why, "to start anew, stop the daemon and empty /var/lib/skein"));
     }
-    let csr_pem =
-        make_csr(identity.tls_key_pem()).map_err(|e| fail(WHAT, e, "run the command again"))?;
+    let csr = machine.pki().make_csr(identity.tls_key_pem());
+    let csr_pem = csr.map_err(|e| fail(WHAT, e, "run the command again"))?;
     let request = RedeemRequest {
         ticket: ticket.id,
         secret: ticket.secret.to_vec(),
@@ -336,7 +320,7 @@ pub async fn join(
     let answer = machine.redeem(ticket, request).await?;
     let pool: Option<Ipv4Net> = answer.ipv4_pool.parse().ok();
     let clash = pool.and_then(|pool| {
-        let route = local_routes().into_iter().find(|r| overlap4(*r, pool))?;
+        let route = machine.routes().into_iter().find(|r| overlap4(*r, pool))?;
         Some((route, pool))
     });
     let members = answer.members.iter().filter_map(|w| {
@@ -348,7 +332,7 @@ pub async fn join(
             addresses: w.addresses.iter().filter_map(|a| a.parse().ok()).collect(),
         })
     });
-    let mut book = Book::load(&dir.join("whereabouts.json"));
+    let mut book = Book::load(machine.files(), &dir.join("whereabouts.json"));
     book.merge(members);
     for endpoint in &ticket.endpoints {
         book.hint(*endpoint);

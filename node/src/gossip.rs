@@ -9,7 +9,7 @@ use futures::future::join_all;
 use raft_store::model::NodeId;
 use raft_store::plan::quorum_needs;
 use raft_store::raft::{Store, TransportError};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::agent::Shared;
@@ -20,6 +20,7 @@ use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
 use crate::trips::{Trips, undecided_fellows};
 use crate::whereabouts::Record;
+use raft_store::rt::{self, sleep};
 
 /// Pause between two looks, and between two rounds while there is something to tell, to learn or to measure.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -82,9 +83,9 @@ impl<E: Env> Gossiper<E> {
             let restless = told.as_ref().is_none_or(|(_, before)| *before != records)
                 || self.store.status().leader.is_none()
                 || fellows.is_some();
-            if restless || told.as_ref().is_none_or(|(at, _)| at.elapsed() >= QUIET) {
+            if restless || told.as_ref().is_none_or(|(at, _)| rt::elapsed(*at) >= QUIET) {
                 // What comes back with the answers differs from this, and is told on in the next round.
-                told = Some((Instant::now(), records));
+                told = Some((rt::now(), records));
                 news |= self.exchange(round, fellows.as_ref()).await;
                 round = round.wrapping_add(1);
             }
@@ -154,11 +155,11 @@ impl<E: Env> Gossiper<E> {
         }
         let wire = self.env.wire();
         let asked = chosen.iter().map(|r| {
-            let (wire, body, began) = (wire.clone(), body.clone(), Instant::now());
+            let (wire, body, began) = (wire.clone(), body.clone(), rt::now());
             async move {
                 let message = (frames::kind::GOSSIP, body);
                 let answer = wire.call(r.uuid, &r.addresses, message, DEADLINE).await;
-                (answer, NodeId(r.node), began.elapsed())
+                (answer, NodeId(r.node), rt::elapsed(began))
             }
         });
         // Without a leader a record may be of yesterday, and its address another node's by now.

@@ -1,6 +1,5 @@
 //! A machine's identity on its own disk: keys that never leave it, certificate, membership. Shell.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -124,9 +123,9 @@ impl Identity {
     ///
     /// # Errors
     /// When there is none, or it cannot be used.
-    pub fn load(dir: &Path) -> Result<Self, IdentityError> {
+    pub fn load(files: &dyn Files, dir: &Path) -> Result<Self, IdentityError> {
         let path = dir.join("identity.json");
-        let bytes = match fs::read(&path) {
+        let bytes = match files.read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(IdentityError::Missing(dir.to_owned()));
@@ -143,11 +142,11 @@ impl Identity {
         }
         let file: IdentityFile = serde_json::from_slice(&bytes).map_err(|e| damaged(&path, e))?;
         let key = dir.join("keys/tls.key");
-        let pem = fs::read_to_string(&key).map_err(io_error(&key))?;
+        let pem = read_text(files, &key)?;
         Ok(Self {
             tls_key_pem: Zeroizing::new(pem),
-            wireguard: read_key(&dir.join("keys/wireguard.key"))?,
-            sealing: read_key(&dir.join("keys/sealing.key"))?,
+            wireguard: read_key(files, &dir.join("keys/wireguard.key"))?,
+            sealing: read_key(files, &dir.join("keys/sealing.key"))?,
             dir: dir.to_owned(),
             file,
         })
@@ -165,7 +164,7 @@ impl Identity {
         mut random: impl FnMut(&mut [u8]),
         tls_key_pem: impl FnOnce() -> Zeroizing<String>,
     ) -> Result<Self, IdentityError> {
-        match Self::load(dir) {
+        match Self::load(files, dir) {
             Err(IdentityError::Missing(_)) => {}
             other => return other,
         }
@@ -187,7 +186,7 @@ impl Identity {
         let [uuid, request] = ids.map(|id| uuid::Builder::from_random_bytes(id).into_uuid());
         let file = IdentityFile { version: VERSION, uuid, request, membership: None };
         write_file(files, dir, &file)?;
-        Self::load(dir)
+        Self::load(files, dir)
     }
 
     /// Forgets a machine's identity, because it must not be used again; the next one gets keys of its own.
@@ -241,18 +240,16 @@ impl Identity {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn cert_pem(&self) -> Result<String, IdentityError> {
-        let path = self.dir.join("node.crt");
-        fs::read_to_string(&path).map_err(io_error(&path))
+    pub fn cert_pem(&self, files: &dyn Files) -> Result<String, IdentityError> {
+        read_text(files, &self.dir.join("node.crt"))
     }
 
     /// Returns the fleet's authority, PEM.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn ca_pem(&self) -> Result<String, IdentityError> {
-        let path = self.dir.join("ca.crt");
-        fs::read_to_string(&path).map_err(io_error(&path))
+    pub fn ca_pem(&self, files: &dyn Files) -> Result<String, IdentityError> {
+        read_text(files, &self.dir.join("ca.crt"))
     }
 
     /// Returns the membership.
@@ -304,8 +301,13 @@ fn public(private: &[u8; 32]) -> PublicKey {
     PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
 }
 
-fn read_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, IdentityError> {
-    let text = Zeroizing::new(fs::read_to_string(path).map_err(io_error(path))?);
+fn read_text(files: &dyn Files, path: &Path) -> Result<String, IdentityError> {
+    let bytes = files.read(path).map_err(io_error(path))?;
+    String::from_utf8(bytes).map_err(|e| damaged(path, e.utf8_error()))
+}
+
+fn read_key(files: &dyn Files, path: &Path) -> Result<Zeroizing<[u8; 32]>, IdentityError> {
+    let text = Zeroizing::new(read_text(files, path)?);
     let bytes = STANDARD.decode(text.trim()).map_err(|e| damaged(path, e))?;
     let key: [u8; 32] = bytes.try_into().map_err(|_| damaged(path, "it holds no 32 bytes"))?;
     Ok(Zeroizing::new(key))
@@ -321,6 +323,7 @@ fn write_file(files: &dyn Files, dir: &Path, file: &IdentityFile) -> Result<(), 
 mod tests {
     use super::*;
     use crate::env::linux::LinuxFiles;
+    use std::fs;
 
     fn make(dir: &Path, fill: u8) -> Identity {
         Identity::load_or_create(
@@ -348,7 +351,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = make(dir.path(), 3).uuid();
         Identity::forget(&LinuxFiles, dir.path()).unwrap();
-        assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Missing(_))));
+        assert!(matches!(Identity::load(&LinuxFiles, dir.path()), Err(IdentityError::Missing(_))));
         assert_ne!(make(dir.path(), 4).uuid(), first);
     }
 
@@ -357,8 +360,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         make(dir.path(), 3);
         fs::write(dir.path().join("identity.json"), r#"{"version":2}"#).unwrap();
-        assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Newer { found: 2, .. })));
+        assert!(matches!(
+            Identity::load(&LinuxFiles, dir.path()),
+            Err(IdentityError::Newer { found: 2, .. })
+        ));
         fs::write(dir.path().join("identity.json"), "{").unwrap();
-        assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Damaged { .. })));
+        assert!(matches!(
+            Identity::load(&LinuxFiles, dir.path()),
+            Err(IdentityError::Damaged { .. })
+        ));
     }
 }

@@ -12,15 +12,17 @@ use raft_store::plan::{
     plan, plan_membership,
 };
 use raft_store::raft::{ProposeError, RaftStatus, Store};
+use raft_store::rt::watch;
 use raft_store::seal::FleetKey;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::env::{Env, Wire};
 use crate::frames::Heard;
 use crate::own::OwnHandle;
 use crate::transport::NodeTransport;
+use raft_store::rt::{self, sleep_until};
 
 /// How often the leader looks at everything anew, apart from what wakes it.
 const TICK: Duration = Duration::from_millis(50);
@@ -103,8 +105,8 @@ impl<E: Env> Leader<E> {
             store,
             fleet_key,
             seen: None,
-            changed_at: Instant::now(),
-            looked_at: Instant::now(),
+            changed_at: rt::now(),
+            looked_at: rt::now(),
             lost: BTreeSet::new(),
             clock_ms: None,
             own,
@@ -116,7 +118,7 @@ impl<E: Env> Leader<E> {
     /// Runs until the daemon ends.
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Input>) {
         let mut applied = 0;
-        let mut next = Instant::now();
+        let mut next = rt::now();
         loop {
             let store = self.store.clone();
             tokio::select! {
@@ -130,7 +132,7 @@ impl<E: Env> Leader<E> {
                     next = next.min(self.looked_at + REST);
                 }
                 () = sleep_until(next) => {
-                    next = Instant::now() + if self.seen.is_some() { TICK } else { TICK_ASIDE };
+                    next = rt::now() + if self.seen.is_some() { TICK } else { TICK_ASIDE };
                     self.look();
                 }
             }
@@ -143,7 +145,7 @@ impl<E: Env> Leader<E> {
             Input::Report(report, answer) => {
                 let mut heard = Heard::default();
                 if let Some((_, seen)) = &mut self.seen {
-                    seen.report(*report, Instant::now().into_std());
+                    seen.report(*report, rt::now().into_std());
                     let wall = self.env.wall().0;
                     let now = self.clock_ms.map(|ms| UnixMillis(wall.saturating_add_signed(ms)));
                     heard = Heard { leader: true, lost: self.lost.clone(), now };
@@ -166,7 +168,7 @@ impl<E: Env> Leader<E> {
             (Some((term, _)), true) if *term == status.term => {}
             (_, true) => {
                 tracing::info!(term = status.term, "this node leads");
-                self.seen = Some((status.term, Liveness::new(Instant::now().into_std())));
+                self.seen = Some((status.term, Liveness::new(rt::now().into_std())));
                 self.clock_ms = None;
             }
             (Some(_), false) => {
@@ -192,7 +194,7 @@ impl<E: Env> Leader<E> {
     fn view(&self, seen: &Liveness) -> FleetView {
         let status = self.store.status();
         let state = self.store.state();
-        let now = Instant::now().into_std();
+        let now = rt::now().into_std();
         let offsets = clock_offsets(&state, seen, NodeId(status.id), now);
         let fleet = fleet_offset(&offsets, state.nodes.len());
         let node = |id: &NodeId| {
@@ -217,7 +219,7 @@ impl<E: Env> Leader<E> {
     /// Plans and membership changes run side by side: a VIP must not wait until a dead voter is replaced.
     fn look(&mut self) {
         self.follow_raft();
-        let now = Instant::now();
+        let now = rt::now();
         self.forget_after_gap(now);
         let seen = self.seen.as_ref().map(|(_, seen)| seen);
         // Once per look rather than per report: reports come from every node, ten times a second.
@@ -236,11 +238,11 @@ impl<E: Env> Leader<E> {
             let (env, store) = (self.env.clone(), self.store.clone());
             let at = self.own.fleet_time(env.wall());
             if !commands.is_empty() {
-                self.planning.spawn(async move {
+                self.planning.spawn(rt::here(async move {
                     for command in commands {
                         propose_own(&*env, &store, command, at).await;
                     }
-                });
+                }));
             }
         }
         if self.changing.is_empty()
@@ -248,7 +250,7 @@ impl<E: Env> Leader<E> {
         {
             self.changed_at = now;
             let store = self.store.clone();
-            self.changing.spawn(async move { change_membership(&store, change).await });
+            self.changing.spawn(rt::here(async move { change_membership(&store, change).await }));
         }
     }
 

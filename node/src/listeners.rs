@@ -4,11 +4,17 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
+use api::daemon::Daemon;
+use raft_store::rt::Scope;
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::daemon::Paths;
+use crate::env::Server;
 
 /// The state of a listening socket in `/proc/net/tcp`.
 const LISTENING: &str = "0A";
@@ -48,13 +54,49 @@ impl fmt::Display for Holder {
 }
 
 /// What the daemon listens on; bound before anything else, so that a second daemon ends at once.
-pub(crate) struct Listeners {
-    pub(crate) api: TcpListener,
-    pub(crate) http: TcpListener,
-    pub(crate) local: UnixListener,
+pub struct Listeners {
+    api: TcpListener,
+    http: TcpListener,
+    local: UnixListener,
+    tls: Arc<ServerConfig>,
 }
 
-pub(crate) async fn listen(config: &Config, paths: &Paths) -> Result<Listeners, ListenError> {
+impl Server for Listeners {
+    fn serve<D: Daemon>(self, scope: &Scope, daemon: Arc<D>, fatal: mpsc::Sender<String>) {
+        let ends = |what: &'static str| {
+            let fatal = fatal.clone();
+            async move |why: String| {
+                // Full only if the daemon ends already.
+                let _ = fatal.try_send(format!("{what} ended: {why}"));
+            }
+        };
+        let (end, over_tls, tls) = (ends("the API"), daemon.clone(), self.tls);
+        scope.spawn("api", async move {
+            let result = api::server::serve_tls(over_tls, self.api, tls).await;
+            end(format!("{result:?}")).await;
+        });
+        let (end, locally) = (ends("the local socket"), daemon.clone());
+        scope.spawn("local api", async move {
+            let result = api::server::serve_local(locally, self.local).await;
+            end(format!("{result:?}")).await;
+        });
+        let end = ends("HTTP");
+        scope.spawn("http", async move {
+            let result = api::http::serve(daemon, self.http).await;
+            end(format!("{result:?}")).await;
+        });
+    }
+}
+
+/// Listens on what the configuration says; the local socket's path is among the `paths`.
+///
+/// # Errors
+/// When an address is taken, or cannot be listened on.
+pub async fn listen(
+    config: &Config,
+    paths: &Paths,
+    tls: Arc<ServerConfig>,
+) -> Result<Listeners, ListenError> {
     let api = bind(config.listen).await?;
     let http = bind(config.http).await?;
     let address = paths.socket.display().to_string();
@@ -66,7 +108,7 @@ pub(crate) async fn listen(config: &Config, paths: &Paths) -> Result<Listeners, 
     }
     let local = api::server::bind_local(&paths.socket);
     let local = local.map_err(|source| failed(source, Holder::default()))?;
-    Ok(Listeners { api, http, local })
+    Ok(Listeners { api, http, local, tls })
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {

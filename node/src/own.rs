@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use raft_store::model::{NodeId, UnixMillis};
 use raft_store::plan::{Pace, PreparedVip, Report};
-use tokio::sync::watch;
+use raft_store::rt::watch;
 
 use crate::frames::Heard;
 

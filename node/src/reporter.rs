@@ -7,13 +7,13 @@ use bytes::Bytes;
 use futures::future::join_all;
 use raft_store::model::NodeId;
 use raft_store::raft::{Frame, Store, Transport as _};
-use tokio::time::{Instant, sleep, timeout};
 
 use crate::env::{Env, Wire};
 use crate::frames::{self, Heard};
 use crate::leader::LeaderHandle;
 use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
+use raft_store::rt::{self, sleep, timeout};
 
 /// Pause between two reports.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -37,7 +37,7 @@ pub async fn run<E: Env>(
 ) {
     let mut changes = own.subscribe();
     loop {
-        let started = Instant::now();
+        let started = rt::now();
         let status = store.status();
         let asked = env.wall();
         let report = own.report(me, status.applied, asked);
@@ -59,7 +59,7 @@ pub async fn run<E: Env>(
             }
             None => {}
         }
-        let left = PERIOD.saturating_sub(started.elapsed());
+        let left = PERIOD.saturating_sub(rt::elapsed(started));
         // Woken early by a change; a lost sender means that the daemon ends.
         if let Ok(Ok(())) = timeout(left, changes.changed()).await {
             sleep(Duration::from_millis(5)).await;
@@ -75,10 +75,10 @@ pub async fn last_words<E: Env>(
     book: &SharedBook,
     own: &OwnHandle,
 ) {
-    let until = Instant::now() + LAST_WORDS_MAX;
+    let until = rt::now() + LAST_WORDS_MAX;
     let (records, wire) = (book.lock().records(), env.wire());
     let body = frames::encode(&own.report(me, applied, env.wall()));
-    while Instant::now() < until {
+    while rt::now() < until {
         let calls = records.iter().filter(|r| r.node != me.0).map(|r| {
             wire.call(r.uuid, &r.addresses, (frames::kind::REPORT, body.clone()), DEADLINE)
         });

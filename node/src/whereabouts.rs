@@ -52,8 +52,8 @@ pub struct Book {
 
 impl Book {
     /// Reads the book; a missing or damaged file is an empty book, since peers tell it again.
-    pub fn load(path: &Path) -> Self {
-        let bytes = std::fs::read(path).unwrap_or_default();
+    pub fn load(files: &dyn Files, path: &Path) -> Self {
+        let bytes = files.read(path).unwrap_or_default();
         let mut book: Self = serde_json::from_slice(&bytes).unwrap_or_default();
         path.clone_into(&mut book.path);
         book
@@ -153,6 +153,7 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::linux::LinuxFiles;
 
     fn record(uuid: Uuid, incarnation: u64, seq: u64, address: &str) -> Record {
         Record { uuid, node: 1, incarnation, seq, addresses: vec![address.parse().unwrap()] }
@@ -176,14 +177,14 @@ mod tests {
     fn survives_a_restart_and_a_damaged_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("whereabouts.json");
-        let mut book = Book::load(&path);
+        let mut book = Book::load(&LinuxFiles, &path);
         book.merge([record(Uuid::from_u128(7), 1, 1, "[fd00::1]:7443")]);
         assert!(book.hint("10.1.1.1:7443".parse().unwrap()));
-        book.save(&crate::env::linux::LinuxFiles).unwrap();
-        let again = Book::load(&path);
+        book.save(&LinuxFiles).unwrap();
+        let again = Book::load(&LinuxFiles, &path);
         assert_eq!(again.records(), book.records());
         assert_eq!(again.hints(), book.hints());
         std::fs::write(&path, b"{ not json").unwrap();
-        assert!(Book::load(&path).records().is_empty());
+        assert!(Book::load(&LinuxFiles, &path).records().is_empty());
     }
 }

@@ -7,6 +7,7 @@
 //! | [`plan`] | what the leader should propose next | yes |
 //! | [`seal`] | sealing of secrets | yes |
 //! | [`disk`] | durable log on sled, snapshot files | no |
+//! | [`rt`] | a node's tasks, clock and randomness | no |
 //! | [`raft`] | openraft adaptors and the [`raft::Store`] handle | no |
 
 pub mod apply;
@@ -14,4 +15,5 @@ pub mod disk;
 pub mod model;
 pub mod plan;
 pub mod raft;
+pub mod rt;
 pub mod seal;

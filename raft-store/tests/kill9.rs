@@ -17,7 +17,7 @@ use std::time::Duration;
 use common::{Fleet, PATIENCE, founding, note, times_applied, uuid_of};
 use raft_store::apply::Outcome;
 use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 
 const DIR: &str = "SKEIN_KILL_DIR";
 const FROM: &str = "SKEIN_KILL_FROM";

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use raft_store::disk::{Disk as _, Loaded, MetaKey, Roll, SledDisk, SledOptions, Write};
 use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 
 const DIR: &str = "SKEIN_KILL_DIR";
 const SEED: &str = "SKEIN_KILL_SEED";

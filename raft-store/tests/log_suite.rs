@@ -13,7 +13,8 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{LogState, OptionalSend, RaftLogReader, RaftTypeConfig, StorageError};
 use raft_store::disk::{SledDisk, SledOptions, Snapshots};
-use raft_store::raft::{LogStore, NodeRt, StateMachine, TypeConfig};
+use raft_store::raft::{LogStore, StateMachine, TypeConfig};
+use raft_store::rt::NodeRt;
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 

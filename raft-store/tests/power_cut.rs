@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use raft_store::disk::{Disk, Durability, MetaKey, OpenError, SledDisk, SledOptions, Write};
 use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 
 const PAGE: usize = 4096;
 

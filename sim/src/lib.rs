@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`mod@bench`] | what the lab measures |
+//! | [`chaos`] | the whole fleet in one process, under one seed |
 //! | [`lab`] | hosts in namespaces on one machine, with real daemons |
 //! | [`mortal`] | Skein on a machine that counts its steps and can be killed after any |
 //! | [`picture`] | a recorded terminal as a picture |
@@ -11,6 +12,7 @@
 //! | [`tutorial`] | the tutorial as a program |
 
 pub mod bench;
+pub mod chaos;
 pub mod lab;
 pub mod mortal;
 pub mod picture;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{Api, name, optional_name};
 use crate::daemon::{CallError, Daemon};
-use crate::pki::{Authority, fingerprint};
+use crate::pki::{Signer, fingerprint};
 use crate::proto::fleet_server::Fleet;
 use crate::proto::{self, AddEndpointResponse, ListEventsResponse};
 use crate::secrets::CA_KEY;
@@ -24,7 +24,7 @@ const HOUR_S: u64 = 3_600;
 
 impl<D: Daemon> Api<D> {
     /// Opens the fleet's authority, which any member with the fleet's key can do.
-    pub(super) fn authority(&self, state: &model::State) -> Result<Authority, Status> {
+    pub(super) fn authority(&self, state: &model::State) -> Result<Box<dyn Signer>, Status> {
         let not_ready = |why: &str| from_call(CallError::NotReady(why.to_owned()));
         let fleet =
             state.fleet.as_ref().ok_or_else(|| not_ready("the fleet is not founded yet"))?;
@@ -37,7 +37,8 @@ impl<D: Daemon> Api<D> {
             .map_err(|e| not_ready(&format!("the authority's key cannot be opened: {e}")))?;
         let pem = String::from_utf8_lossy(pem.expose()).into_owned();
         let pem = zeroize::Zeroizing::new(pem);
-        Authority::open(&fleet.ca_cert, &pem).map_err(|e| not_ready(&e.to_string()))
+        let opened = self.daemon.pki().authority(&fleet.ca_cert, &pem);
+        opened.map_err(|e| not_ready(&e.to_string()))
     }
 
     fn endpoints(&self) -> Vec<std::net::SocketAddr> {

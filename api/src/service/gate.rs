@@ -35,7 +35,7 @@ impl<D, S> Layer<S> for Gate<D> {
 }
 
 /// A service behind a gate.
-pub(crate) struct Gatekeeper<D, S> {
+pub struct Gatekeeper<D, S> {
     daemon: Arc<D>,
     inner: S,
 }

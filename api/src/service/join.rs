@@ -1,5 +1,6 @@
 //! Admission of machines, and frames between daemons. Shell.
 
+use bytes::Bytes;
 use raft_store::apply::{Change, Command, NewNode, redeemable};
 use raft_store::model::{Digest, PublicKey, TicketId};
 use tonic::{Code, Request, Response, Status};
@@ -107,12 +108,21 @@ impl<D: Daemon> Peer for Api<D> {
                 return Err(Status::permission_denied("only daemons of the fleet call this"));
             }
         };
-        let frame = request.into_inner();
-        if frame.kind > raft_store::raft::kind::LAST && self.daemon.state().is_retired(from) {
-            return Err(removed());
-        }
-        let answered =
-            self.daemon.frame(from, frame.kind, frame.body.into()).await.map_err(from_call)?;
+        let asked = request.into_inner();
+        let answered = frame(&*self.daemon, from, asked.kind, asked.body.into()).await?;
         Ok(Response::new(proto::Frame { kind: answered.0, body: answered.1.to_vec() }))
     }
+}
+
+/// Serves a frame from a caller that the gate let in.
+pub(super) async fn frame<D: Daemon>(
+    daemon: &D,
+    from: Uuid,
+    kind: u32,
+    body: Bytes,
+) -> Result<(u32, Bytes), Status> {
+    if kind > raft_store::raft::kind::LAST && daemon.state().is_retired(from) {
+        return Err(removed());
+    }
+    daemon.frame(from, kind, body).await.map_err(from_call)
 }

@@ -9,12 +9,18 @@ mod nodes;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use raft_store::apply::{Change, Command};
 use raft_store::model::{Name, RequestId};
 use tonic::Status;
+use tonic::service::Routes;
 use tonic::transport::server::{Router, Server};
+use tower::Layer as _;
+use uuid::Uuid;
 
+use crate::auth::{PEER_CALL, allow};
 use crate::daemon::{Daemon, FleetView, Snapshot};
+use crate::pki::Caller;
 use crate::proto;
 use crate::proto::clusters_server::ClustersServer;
 use crate::proto::fleet_server::FleetServer;
@@ -45,9 +51,39 @@ impl<D> Clone for Api<D> {
 
 pub(crate) type Gated<D> = Router<tower::layer::util::Stack<Gate<D>, tower::layer::util::Identity>>;
 
+/// All services behind the gate, to be called within this process: the connection's part is played by a
+/// [`Caller`](crate::pki::Caller) among a request's extensions.
+pub type InProcess<D> = gate::Gatekeeper<D, Routes>;
+
+/// Makes the services of a daemon, to be called within this process.
+pub fn in_process<D: Daemon>(daemon: Arc<D>) -> InProcess<D> {
+    Gate(daemon.clone()).layer(routes(daemon))
+}
+
+/// Serves a frame from the daemon of `from`, as the service between daemons does.
+///
+/// # Errors
+/// When that one may not call, or the frame is not served.
+pub async fn peer_frame<D: Daemon>(
+    daemon: &Arc<D>,
+    from: Uuid,
+    kind: u32,
+    body: Bytes,
+) -> Result<(u32, Bytes), Status> {
+    {
+        let (caller, state) = (Caller::Node(from), daemon.state());
+        allow(PEER_CALL, &caller, &state, |uuid| daemon.quorum_needs(uuid))?;
+    }
+    join::frame(&**daemon, from, kind, body).await
+}
+
 /// Puts all services behind the gate.
 pub(crate) fn register<D: Daemon>(builder: Server, daemon: Arc<D>) -> Gated<D> {
-    let api = Api { daemon: daemon.clone() };
+    builder.layer(Gate(daemon.clone())).add_routes(routes(daemon))
+}
+
+fn routes<D: Daemon>(daemon: Arc<D>) -> Routes {
+    let api = Api { daemon };
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
@@ -60,8 +96,7 @@ pub(crate) fn register<D: Daemon>(builder: Server, daemon: Arc<D>) -> Gated<D> {
     let peer = PeerServer::new(api.clone())
         .max_decoding_message_size(FRAME_MAX)
         .max_encoding_message_size(FRAME_MAX);
-    builder
-        .layer(Gate(daemon))
+    Routes::new(health)
         .add_service(FleetServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(NodesServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(NetworksServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
@@ -69,7 +104,6 @@ pub(crate) fn register<D: Daemon>(builder: Server, daemon: Arc<D>) -> Gated<D> {
         .add_service(VipsServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(JoinServer::new(api).max_decoding_message_size(REQUEST_MAX))
         .add_service(peer)
-        .add_service(health)
         .add_service(v1)
         .add_service(v1alpha)
 }

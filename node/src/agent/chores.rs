@@ -8,13 +8,14 @@ use k3s::{EtcdApi, KubeApi};
 use raft_store::apply::Command;
 use raft_store::model::{Cluster, Drain, DrainStep, Ghost, Name, Node, Phase, Role, State};
 use raft_store::raft::Published;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use raft_store::rt::watch;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::password::Password;
 use super::pods::Pods;
 use crate::env::Env;
+use raft_store::rt::{self, sleep, timeout};
 
 /// Without a change, things are looked at this often.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -98,7 +99,7 @@ impl<E: Env> ChoresAgent<E> {
     }
 
     async fn pods(&mut self, state: &State, node: &Node) {
-        if !self.pods.is_due(node, Instant::now()) {
+        if !self.pods.is_due(node, rt::now()) {
             self.shared.own.update(|own| own.pods_wait = self.pods.refused());
             return;
         }
@@ -111,7 +112,7 @@ impl<E: Env> ChoresAgent<E> {
         let Ok(Some(info)) = kube.node(node.name.as_str()).await else {
             return;
         };
-        let report = self.pods.report(state, node, info.pod_cidrs, Instant::now());
+        let report = self.pods.report(state, node, info.pod_cidrs, rt::now());
         self.shared.own.update(|own| own.pods_wait = self.pods.refused());
         if let Some(command) = report {
             self.shared.propose(command).await;
@@ -144,7 +145,7 @@ impl<E: Env> ChoresAgent<E> {
             Err(waits) => (false, Some(waits)),
         };
         if done && drain.step == DrainStep::MoveVip {
-            self.moved_at = Some((drain.epoch, Instant::now()));
+            self.moved_at = Some((drain.epoch, rt::now()));
         }
         if done || message != drain.message {
             let command = Command::ReportDrain {
@@ -198,7 +199,7 @@ impl<E: Env> ChoresAgent<E> {
         if let Some((epoch, at)) = self.moved_at
             && epoch == drain.epoch
         {
-            sleep(SETTLE.saturating_sub(at.elapsed())).await;
+            sleep(SETTLE.saturating_sub(rt::elapsed(at))).await;
         }
         let Some((_, kube)) = self.working_member(state, node) else {
             return Ok(None);
@@ -235,13 +236,13 @@ impl<E: Env> ChoresAgent<E> {
         if *self.left.borrow() {
             return;
         }
-        let since = *self.leaving_since.get_or_insert_with(Instant::now);
+        let since = *self.leaving_since.get_or_insert_with(rt::now);
         let others = a.cluster.map(|c| state.servers(c)).unwrap_or_default();
         let others = others.iter().any(|(n, o)| n.id != node.id && o.phase == Phase::Ready);
         let holds = state.vips.values().any(|v| v.holder == Some(node.id));
-        let over = since.elapsed() > LEAVE_MAX;
+        let over = rt::elapsed(since) > LEAVE_MAX;
         // One whose data are gone, such as after a wipe that was interrupted, has left already.
-        let joined = a.role != Role::K3sServer || k3s::Etcd::has_data(&self.data_dir);
+        let joined = a.role != Role::K3sServer || self.shared.env.has_etcd_data(&self.data_dir);
         let wait = others && joined && !over;
         if wait && (holds || !self.out_of_kubernetes(state, node, a.role, since).await) {
             return;
@@ -329,7 +330,7 @@ async fn lead_no_more(
     since: Instant,
 ) -> Result<(), String> {
     let found = kube.node(node.name.as_str()).await.map_err(|e| e.to_string())?;
-    if found.is_none() || since.elapsed() > LEAD_MAX {
+    if found.is_none() || rt::elapsed(since) > LEAD_MAX {
         return Ok(());
     }
     let moved = etcd.hand_over(&not_to_lead(state, cluster)).await;

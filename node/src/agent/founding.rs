@@ -87,19 +87,21 @@ pub fn load_or_make(
     files: &dyn Files,
     dir: &Path,
     incarnation: &str,
-    cluster: &str,
     key: &FleetKey,
-    (now_s, random, nonce): (u64, [[u8; 32]; 2], [u8; 24]),
+    (make_ca, random, nonce): (
+        impl FnOnce() -> Result<k3s::CaBundle, k3s::CaError>,
+        [[u8; 32]; 2],
+        [u8; 24],
+    ),
 ) -> Result<Founding, String> {
     let path = path(dir, incarnation);
-    if let Ok(bytes) = std::fs::read(&path) {
+    if let Ok(bytes) = files.read(&path) {
         let opened =
             key.open(PURPOSE, &Sealed(bytes)).map_err(|e| format!("{}: {e}", path.display()))?;
         let stored: Stored = serde_json::from_slice(opened.expose()).map_err(|e| e.to_string())?;
         return Ok(Founding::from(&stored));
     }
-    let now = i64::try_from(now_s).unwrap_or(i64::MAX);
-    let ca = k3s::make_cluster_ca(cluster, now).map_err(|e| e.to_string())?;
+    let ca = make_ca().map_err(|e| e.to_string())?;
     // K3s reads whatever begins with K10 as a token of another form, which hexadecimal digits never do.
     let [agent, server] = random.map(|bytes| k3s::Secret::new(hex::encode(bytes)));
     let founding = Founding { ca, agent_secret: agent, server_secret: Some(server) };
@@ -122,8 +124,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let key = FleetKey::from_bytes([1; 32]);
         let make = |b: u8| {
-            let seeds = (1_800_000_000, [[b; 32], [b + 100; 32]], [b; 24]);
-            load_or_make(&LinuxFiles, dir.path(), "x", "lab", &key, seeds)
+            let ca = || k3s::make_cluster_ca("lab", 1_800_000_000);
+            let seeds = (ca, [[b; 32], [b + 100; 32]], [b; 24]);
+            load_or_make(&LinuxFiles, dir.path(), "x", &key, seeds)
         };
         let (first, second) = (make(1).unwrap(), make(2).unwrap());
         assert_eq!(first, second);

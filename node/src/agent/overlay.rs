@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use raft_store::model::{Generation, NodeId, State, VipId};
 use raft_store::plan::PreparedVip;
+use raft_store::rt::watch;
 use sdwan::MeshSpec;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::Instant;
 
 use super::Shared;
-use crate::enter::local_routes;
 use crate::env::{Env, Mesh};
 use crate::project::{Local, addresses, former_holder, lost_holders, meshes, route_clash};
+use raft_store::rt::{self, sleep_until, timeout};
 
 /// Without a change, the devices are looked at this often.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -65,13 +65,13 @@ impl<E: Env> OverlayAgent<E> {
         let mut applied = 0;
         let mut before: Vec<MeshSpec> = Vec::new();
         loop {
-            let looked = Instant::now();
+            let looked = rt::now();
             let published = self.shared.store.published();
             applied = published.index.max(applied);
             let state = published.state;
-            let dead = self.follow_moves(&state, Instant::now());
+            let dead = self.follow_moves(&state, rt::now());
             let mut specs = self.project(&state, applied);
-            self.linger(&before, &mut specs, Instant::now());
+            self.linger(&before, &mut specs, rt::now());
             before.clone_from(&specs);
             let failure = self.mesh.apply(specs).await.err();
             if failure != self.failure {
@@ -81,7 +81,7 @@ impl<E: Env> OverlayAgent<E> {
                 }
                 self.failure.clone_from(&failure);
             }
-            let now = Instant::now();
+            let now = rt::now();
             self.failing_since = failure.as_ref().map(|_| self.failing_since.unwrap_or(now));
             self.tell(&state, failure);
             self.cut(dead).await;
@@ -90,7 +90,7 @@ impl<E: Env> OverlayAgent<E> {
             sleep_until(looked + REST).await;
             // Sooner when something changed; the period catches addresses that others removed.
             let over = self.former.values().map(|(_, until)| *until).min();
-            let left = over.map(|at| at.saturating_duration_since(Instant::now()));
+            let left = over.map(|at| at.saturating_duration_since(rt::now()));
             let wait = left.map_or(PERIOD, |left| left.min(PERIOD));
             let _ = timeout(wait, self.shared.store.changed(applied)).await;
         }
@@ -142,9 +142,9 @@ impl<E: Env> OverlayAgent<E> {
             None => mine.map(|v| PreparedVip { vip: v.id, generation: v.generation }).collect(),
             Some(_) => Vec::new(),
         };
-        let since = self.failing_since.map_or(0, |since| since.elapsed().as_secs());
+        let since = self.failing_since.map_or(0, |since| rt::elapsed(since).as_secs());
         let failure = failure.map(|why| format!("{why} (for {since} s)"));
-        let clash = route_clash(state, me, &local_routes());
+        let clash = route_clash(state, me, &self.shared.env.routes());
         self.shared.own.update(|own| {
             own.vips = vips;
             own.overlay_waits = failure;

@@ -6,6 +6,7 @@ use raft_store::model::Name;
 use tokio::time::Instant;
 
 use crate::own::OwnHandle;
+use raft_store::rt;
 
 /// Pause between two tries.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -19,12 +20,12 @@ pub(super) struct Password {
 impl Password {
     /// Tells whether K3s refuses this host's password, and it is time for a try.
     pub(super) fn is_due(&self, own: &OwnHandle) -> bool {
-        own.password_rejected() && self.tried.is_none_or(|at| at.elapsed() >= PERIOD)
+        own.password_rejected() && self.tried.is_none_or(|at| rt::elapsed(at) >= PERIOD)
     }
 
     /// Tries it. Who this node is the fleet's certificate says, so that the password need not.
     pub(super) async fn forget(&mut self, kube: Option<impl k3s::KubeApi>, node: &Name) {
-        self.tried = Some(Instant::now());
+        self.tried = Some(rt::now());
         let Some(kube) = kube else { return };
         match kube.delete_node_password(node.as_str()).await {
             Ok(()) => {

@@ -8,14 +8,15 @@ use k3s::Host as _;
 use raft_store::apply::{Command, ReportPhase};
 use raft_store::model::{Assignment, Cluster, Phase, Role, State};
 use raft_store::raft::Published;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use raft_store::rt::watch;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::founding;
 use crate::env::Env;
 use crate::own::Disk;
 use crate::project::{Founding, K3sInputs, endpoint_addresses, k3s_spec};
+use raft_store::rt::{self, sleep, timeout};
 
 /// The shortest pause between two turns.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -45,7 +46,7 @@ impl<E: Env> K3sAgent<E> {
     pub async fn run(mut self) {
         loop {
             let Published { index, state } = self.shared.store.published();
-            let now = Instant::now();
+            let now = rt::now();
             let wake = if state.fleet.is_some() {
                 self.turn(&state, now).await
             } else {
@@ -54,7 +55,7 @@ impl<E: Env> K3sAgent<E> {
             // A state that is kept has to be copied when it changes.
             drop(state);
             sleep(PAUSE).await;
-            let left = wake.saturating_duration_since(Instant::now());
+            let left = wake.saturating_duration_since(rt::now());
             let _ = timeout(left, self.shared.store.changed(index)).await;
         }
     }
@@ -133,9 +134,10 @@ impl<E: Env> K3sAgent<E> {
         let key = key.ok_or("the leader to hand over the fleet's key")?;
         let incarnation = format!("{}-{}", node.uuid, a.order);
         let env = &self.shared.env;
-        let seeds = (env.wall().0 / 1000, [env.random(), env.random()], self.shared.nonce());
-        founding::load_or_make(env.files(), &self.dir, &incarnation, c.name.as_str(), &key, seeds)
-            .map(Some)
+        let now_s = i64::try_from(env.wall().0 / 1000).unwrap_or(i64::MAX);
+        let make_ca = || env.make_cluster_ca(c.name.as_str(), now_s);
+        let seeds = (make_ca, [env.random(), env.random()], self.shared.nonce());
+        founding::load_or_make(env.files(), &self.dir, &incarnation, &key, seeds).map(Some)
     }
 
     fn tell(&self, a: Option<&Assignment>, turn: &k3s::Turn) {

@@ -10,6 +10,7 @@ use api::transport::PeerPool;
 use clap::Args;
 use ipnet::Ipv4Net;
 use raft_store::model::Name;
+use raft_store::rt::Scope;
 
 use super::{Format, Global, Places, Result, output, service};
 use crate::config::{CONFIG_FILE, Config, Manager};
@@ -172,7 +173,8 @@ pub(super) async fn daemon(machine: &impl Linux, global: &Global, places: Places
     const WHAT: &str = "the daemon did not start";
     need_root(WHAT).and_then(|()| need_net_admin(WHAT))?;
     let config = load_config(&places)?;
-    let identity = Identity::load(&places.state_dir).map_err(|e| unusable(WHAT, e))?;
+    let identity =
+        Identity::load(machine.files(), &places.state_dir).map_err(|e| unusable(WHAT, e))?;
     run_daemon(machine, global, identity, config, &places).await
 }
 
@@ -186,9 +188,10 @@ async fn run_daemon(
     const WHAT: &str = "the daemon ended";
     start_log(global);
     let member = identity.membership().map_err(|e| unusable(WHAT, e))?.clone();
-    let papers = daemon::papers(&identity).map_err(|e| unusable(WHAT, e))?;
+    let papers = daemon::papers(machine.files(), &identity).map_err(|e| unusable(WHAT, e))?;
     let tls = papers.client().map_err(|e| failed(WHAT, e, "mend the state folder"))?;
-    let book = SharedBook::new(Book::load(&places.state_dir.join("whereabouts.json")));
+    let book =
+        SharedBook::new(Book::load(machine.files(), &places.state_dir.join("whereabouts.json")));
     let manager = match config.k3s.manager {
         Manager::Auto => k3s::Manager::detect(),
         Manager::Systemd => k3s::Manager::Systemd,
@@ -203,7 +206,7 @@ async fn run_daemon(
     let wire = TlsWire::new(PeerPool::new(tls), member.fleet);
     let env = Arc::new(machine.env(wire, k3s));
     let paths = Paths { state_dir: places.state_dir.clone(), socket: global.socket.clone() };
-    daemon::run(env, book, identity, config, paths).await.map_err(|e| {
+    daemon::run(&Scope::new(), env, book, identity, config, paths).await.map_err(|e| {
         let next = after(&e, member.name.as_str());
         failed(WHAT, e, &next)
     })

@@ -6,18 +6,24 @@ use std::path::Path;
 use std::time::Duration;
 
 use api::client::ApiError;
+use api::pki::{Pki, X509};
 use api::proto::{RedeemRequest, RedeemResponse};
 use api::ticket::JoinTicket;
+use api::tls::Papers;
 use api::transport::{Lane, PeerError, PeerPool};
+use ipnet::Ipv4Net;
 use raft_store::disk::{Disks, Sled};
 use raft_store::model::UnixMillis;
 use raft_store::raft::{TransportError, kind};
-use rand::TryRngCore as _;
+use rand::TryRng as _;
+use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use super::{Env, Files, Machine, Mesh, Message, Wire};
+use crate::config::Config;
+use crate::daemon::{DaemonError, Paths};
 use crate::files;
-use crate::listeners::udp_holder;
+use crate::listeners::{Listeners, listen, udp_holder};
 
 /// Frames above this size travel apart from heartbeats.
 const BULK: usize = 64 * 1024;
@@ -31,7 +37,7 @@ pub fn wall() -> UnixMillis {
 
 /// Fills `bytes` from the operating system's random source.
 pub fn random(bytes: &mut [u8]) {
-    rand::rngs::OsRng.try_fill_bytes(bytes).expect("the kernel has randomness once it has booted");
+    rand::rngs::SysRng.try_fill_bytes(bytes).expect("the kernel has randomness once it has booted");
 }
 
 /// Returns the addresses at which this host is reached: those of interfaces that are up, but not loopback,
@@ -56,6 +62,36 @@ pub fn addresses() -> Vec<IpAddr> {
         .collect();
     found.sort_by_key(IpAddr::is_ipv4);
     found
+}
+
+/// Returns the IPv4 routes of this host, without the default route.
+pub fn routes() -> Vec<Ipv4Net> {
+    let text = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let hex = |field: Option<&str>| u32::from_str_radix(field?, 16).ok().map(u32::from_be);
+    let parse = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let device = fields.next()?;
+        let to = hex(fields.next())?;
+        let mask = hex(fields.nth(5))?;
+        let len = u8::try_from(mask.leading_ones()).ok()?;
+        let ours = device.starts_with("wg-sdwan") || len == 0;
+        (!ours).then(|| Ipv4Net::new(to.into(), len).ok())?
+    };
+    text.lines().skip(1).filter_map(parse).collect()
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub async fn told_to_end() {
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        biased;
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
 }
 
 /// The wire over mutual TLS.
@@ -108,6 +144,10 @@ impl Wire for TlsWire {
 pub struct LinuxFiles;
 
 impl Files for LinuxFiles {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+
     fn replace(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         files::replace(path, bytes, mode)
     }
@@ -141,6 +181,14 @@ impl Machine for LinuxMachine {
 
     fn disks(&self) -> &dyn Disks {
         &Sled
+    }
+
+    fn pki(&self) -> &dyn Pki {
+        &X509
+    }
+
+    fn routes(&self) -> Vec<Ipv4Net> {
+        routes()
     }
 
     fn wall(&self) -> UnixMillis {
@@ -192,6 +240,14 @@ impl Machine for LinuxEnv {
         LinuxMachine.disks()
     }
 
+    fn pki(&self) -> &dyn Pki {
+        LinuxMachine.pki()
+    }
+
+    fn routes(&self) -> Vec<Ipv4Net> {
+        LinuxMachine.routes()
+    }
+
     fn wall(&self) -> UnixMillis {
         LinuxMachine.wall()
     }
@@ -210,11 +266,34 @@ impl Machine for LinuxEnv {
 }
 
 impl Env for LinuxEnv {
+    type Server = Listeners;
     type Wire = TlsWire;
     type Host = k3s::LinuxHost;
     type Mesh = LinuxMesh;
     type Kube = k3s::Kube;
     type Etcd = k3s::Etcd;
+
+    async fn listen(
+        &self,
+        config: &Config,
+        paths: &Paths,
+        papers: &Papers,
+    ) -> Result<Listeners, DaemonError> {
+        let tls = papers.server().map_err(DaemonError::Tls)?;
+        listen(config, paths, tls).await.map_err(DaemonError::Listen)
+    }
+
+    async fn told_to_end(&self) {
+        told_to_end().await;
+    }
+
+    fn make_cluster_ca(&self, cluster: &str, now_s: i64) -> Result<k3s::CaBundle, k3s::CaError> {
+        k3s::make_cluster_ca(cluster, now_s)
+    }
+
+    fn has_etcd_data(&self, data_dir: &Path) -> bool {
+        k3s::Etcd::has_data(data_dir)
+    }
 
     fn wire(&self) -> TlsWire {
         self.wire.clone()

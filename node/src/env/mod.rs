@@ -8,16 +8,26 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::client::ApiError;
+use api::daemon::Daemon;
+use api::pki::Pki;
 use api::proto::{RedeemRequest, RedeemResponse};
 use api::ticket::JoinTicket;
+use api::tls::Papers;
 use bytes::Bytes;
+use ipnet::Ipv4Net;
 use raft_store::disk::Disks;
 use raft_store::model::UnixMillis;
 use raft_store::raft::TransportError;
+use raft_store::rt::Scope;
+use tokio::sync::mpsc;
 use uuid::Uuid;
+
+use crate::config::Config;
+use crate::daemon::{DaemonError, Paths};
 
 /// A frame on the wire: its kind and its bytes.
 pub type Message = (u32, Bytes);
@@ -44,6 +54,12 @@ pub trait Wire: Clone + Send + Sync + 'static {
 
 /// The few files in which a machine keeps who and where it is, each put in place whole.
 pub trait Files: Send + Sync + 'static {
+    /// Returns a file's bytes.
+    ///
+    /// # Errors
+    /// What the file system answered; a file that is not there is `NotFound`.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
     /// Puts a file in place so that a reader, or a power cut, sees the old one or the new one.
     ///
     /// # Errors
@@ -71,6 +87,12 @@ pub trait Machine: Send + Sync + 'static {
     /// Returns what Raft's log is kept on.
     fn disks(&self) -> &dyn Disks;
 
+    /// Returns what makes keys and certificates.
+    fn pki(&self) -> &dyn Pki;
+
+    /// Returns the IPv4 routes of this host, without the default route and the overlay's own.
+    fn routes(&self) -> Vec<Ipv4Net>;
+
     /// Returns the wall clock.
     fn wall(&self) -> UnixMillis;
 
@@ -87,6 +109,8 @@ pub trait Machine: Send + Sync + 'static {
 
 /// What the daemon needs from the world.
 pub trait Env: Machine {
+    /// What serves the API of this daemon.
+    type Server: Server;
     /// The wire between daemons.
     type Wire: Wire;
     /// The K3s of this host.
@@ -97,6 +121,29 @@ pub trait Env: Machine {
     type Kube: k3s::KubeApi;
     /// The etcd member of this host's server.
     type Etcd: k3s::EtcdApi;
+
+    /// Listens for callers; done before anything else, so that a second daemon ends at once.
+    ///
+    /// # Errors
+    /// When the keys cannot be used, or an address cannot be listened on.
+    fn listen(
+        &self,
+        config: &Config,
+        paths: &Paths,
+        papers: &Papers,
+    ) -> impl Future<Output = Result<Self::Server, DaemonError>> + Send;
+
+    /// Waits until the daemon is told to end.
+    fn told_to_end(&self) -> impl Future<Output = ()> + Send;
+
+    /// Makes the authorities of a new cluster. `now_s` is Unix time in seconds.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    fn make_cluster_ca(&self, cluster: &str, now_s: i64) -> Result<k3s::CaBundle, k3s::CaError>;
+
+    /// Tells whether an etcd member's data lie under K3s' data folder.
+    fn has_etcd_data(&self, data_dir: &Path) -> bool;
 
     /// Returns the wire.
     fn wire(&self) -> Self::Wire;
@@ -125,6 +172,12 @@ pub trait Env: Machine {
 
     /// Returns the addresses at which this host is reached, overlay and container interfaces left out.
     fn addresses(&self) -> Vec<std::net::IpAddr>;
+}
+
+/// What serves the API, once it is known what to serve.
+pub trait Server: Send + 'static {
+    /// Serves in tasks of `scope`, and says through `fatal` when one of them ends.
+    fn serve<D: Daemon>(self, scope: &Scope, daemon: Arc<D>, fatal: mpsc::Sender<String>);
 }
 
 /// The overlay devices of a host.

@@ -8,11 +8,13 @@ mod snapshots;
 mod tail;
 
 pub use self::sled::{Durability, Fdatasync, Roll, Sled, SledDisk, SledOptions};
-pub use place::{OpenError, is_in_use, is_put_aside};
+pub use place::OpenError;
 pub use record::{Record, RecordError};
-pub use snapshots::{SnapshotError, Snapshots};
+pub use snapshots::{SnapshotError, SnapshotFiles, Snapshots};
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 /// One change of the log store.
@@ -78,13 +80,31 @@ pub trait Disk: Send + Sync + 'static {
     fn note(&self, key: MetaKey, value: Vec<u8>);
 }
 
-/// Opens durable logs. A port, so that a log can lie elsewhere than on sled, or be watched.
+/// Where stores lie. A port, so that one can lie elsewhere than on sled and in files, or be watched.
 pub trait Disks: Send + Sync + 'static {
     /// Opens the log that these options name; returns what it holds.
     ///
     /// # Errors
     /// When it cannot be used.
     fn open(&self, options: &SledOptions) -> Result<(Arc<dyn Disk>, Loaded), OpenError>;
+
+    /// Opens the folder of a store's snapshots.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    fn snapshots(&self, dir: &Path) -> Result<Snapshots, SnapshotError>;
+
+    /// Puts a store that is not what was written out of the way, so that its owner never comes back; says so.
+    fn put_aside(&self, options: &SledOptions, why: String) -> OpenError;
+
+    /// Tells whether a daemon has the store in this folder open.
+    fn is_in_use(&self, dir: &Path) -> bool;
+
+    /// Tells whether `owner`'s store was put aside in this folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    fn is_put_aside(&self, dir: &Path, owner: &str) -> io::Result<bool>;
 }
 
 /// The disk failed. Nothing of the batch was acknowledged, and nothing after it will be.

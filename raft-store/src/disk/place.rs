@@ -83,15 +83,12 @@ pub(super) enum Found {
 }
 
 /// Tells whether a daemon has the store in this folder open.
-pub fn is_in_use(dir: &Path) -> bool {
+pub(super) fn is_in_use(dir: &Path) -> bool {
     dir.join("LOCK").exists() && matches!(lock(dir), Err(OpenError::InUse(_)))
 }
 
 /// Tells whether `owner`'s store was put aside in this folder.
-///
-/// # Errors
-/// When the folder cannot be read.
-pub fn is_put_aside(dir: &Path, owner: &str) -> io::Result<bool> {
+pub(super) fn is_put_aside(dir: &Path, owner: &str) -> io::Result<bool> {
     match fs::read_to_string(dir.join("RETIRED")) {
         Ok(text) => Ok(text.lines().any(|line| line.trim() == owner)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -16,7 +16,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::generation::{self, Generation, OpenFailure};
-use super::place::{Found, OpenError, Place, io_error};
+use super::place::{self, Found, OpenError, Place, io_error};
+use super::snapshots::{SnapshotError, Snapshots};
 use super::tail::Tail;
 use super::{Disk, DiskError, Disks, Done, Loaded, MetaKey, Write};
 use crate::disk::record::protect;
@@ -141,6 +142,25 @@ impl Disks for Sled {
     fn open(&self, options: &SledOptions) -> Result<(Arc<dyn Disk>, Loaded), OpenError> {
         SledDisk::open(options).map(|(disk, loaded)| (Arc::new(disk) as Arc<dyn Disk>, loaded))
     }
+
+    fn snapshots(&self, dir: &Path) -> Result<Snapshots, SnapshotError> {
+        Snapshots::open(dir)
+    }
+
+    fn put_aside(&self, options: &SledOptions, why: String) -> OpenError {
+        match Place::take(&options.dir, &options.owner) {
+            Ok(place) => place.put_aside(why),
+            Err(e) => e,
+        }
+    }
+
+    fn is_in_use(&self, dir: &Path) -> bool {
+        place::is_in_use(dir)
+    }
+
+    fn is_put_aside(&self, dir: &Path, owner: &str) -> io::Result<bool> {
+        place::is_put_aside(dir, owner)
+    }
 }
 
 impl SledDisk {
@@ -185,16 +205,6 @@ impl SledDisk {
             .spawn(move || writer.run(&queue))
             .map_err(io_error(&dir))?;
         Ok((Self { jobs: Some(jobs), writer: Some(writer) }, loaded))
-    }
-}
-
-impl SledDisk {
-    /// Puts a closed store aside, because what is kept beside its log cannot be trusted; says so.
-    pub fn put_aside(options: &SledOptions, why: String) -> OpenError {
-        match Place::take(&options.dir, &options.owner) {
-            Ok(place) => place.put_aside(why),
-            Err(e) => e,
-        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::Instant;
 
 use super::machine::Published;
 use super::net::{Frame, Transport, TransportError, kind};
@@ -12,6 +12,7 @@ use super::store::Store;
 use super::types::{Opaque, TypeConfig};
 use super::wire::{self, WireReply};
 use crate::apply::{Outcome, Proposal, codec};
+use crate::rt::{self, sleep, timeout};
 
 /// Without a leader for this long, calls are answered instead of waiting on.
 const LEADERLESS_MAX: Duration = Duration::from_secs(2);
@@ -105,19 +106,19 @@ struct Patience {
 
 impl Patience {
     fn new(deadline: Duration) -> Self {
-        Self { until: Instant::now() + deadline, leaderless: None }
+        Self { until: rt::now() + deadline, leaderless: None }
     }
 
     /// What is left; nothing once the deadline has passed.
     fn left(&self) -> Option<Duration> {
-        let left = self.until.saturating_duration_since(Instant::now());
+        let left = self.until.saturating_duration_since(rt::now());
         (!left.is_zero()).then_some(left)
     }
 
     /// Waits a little for a leader; false once that has lasted too long.
     async fn wait_for_leader(&mut self, since: Instant) -> bool {
         let since = *self.leaderless.get_or_insert(since);
-        if since.elapsed() > LEADERLESS_MAX {
+        if rt::elapsed(since) > LEADERLESS_MAX {
             return false;
         }
         sleep(RETRY.min(self.left().unwrap_or_default())).await;
@@ -144,7 +145,7 @@ impl<T: Transport> Store<T> {
         }
         let mut patience = Patience::new(deadline);
         while let Some(left) = patience.left() {
-            let begun = Instant::now();
+            let begun = rt::now();
             let attempt = match self.status().leader {
                 Some(me) if me == self.id() => self.propose_here(bytes.clone(), left).await,
                 Some(leader) => self.propose_there(leader, &bytes, left).await,
@@ -226,7 +227,7 @@ impl<T: Transport> Store<T> {
     pub async fn read_linear(&self, deadline: Duration) -> Result<Published, ReadError> {
         let mut patience = Patience::new(deadline);
         while let Some(left) = patience.left() {
-            let begun = Instant::now();
+            let begun = rt::now();
             let index = match self.status().leader {
                 Some(me) if me == self.id() => self.read_index_here(left).await,
                 Some(leader) => self

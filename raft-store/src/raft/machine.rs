@@ -3,11 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::rt::watch;
 use futures::{Stream, TryStreamExt as _};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message as _;
-use tokio::sync::watch;
 
 use super::types::{LogId, Opaque, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use super::wire::{self, WireSnapshot};

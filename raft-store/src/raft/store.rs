@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::async_runtime::{Instant as _, WatchReceiver as _};
+use crate::rt::watch;
+use openraft::async_runtime::Instant as _;
 use openraft::{ChangeMembers, Config, Raft, SnapshotPolicy};
-use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::calls::ProposeError;
@@ -16,9 +16,7 @@ use super::log::LogStore;
 use super::machine::{self, Published, StateMachine};
 use super::net::{Network, Transport};
 use super::types::{Member, TypeConfig};
-use crate::disk::{
-    Disk, Disks, Loaded, OpenError, Sled, SledDisk, SledOptions, SnapshotError, Snapshots,
-};
+use crate::disk::{Disk, Disks, Loaded, OpenError, Sled, SledOptions, SnapshotError, Snapshots};
 use crate::model::State;
 
 /// Raft's timers, by the round trip between voters.
@@ -145,14 +143,14 @@ enum Unusable {
 }
 
 fn open_parts(
-    disk: Arc<dyn Disk>,
-    loaded: Loaded,
+    disks: &dyn Disks,
+    (disk, loaded): (Arc<dyn Disk>, Loaded),
     dir: &Path,
 ) -> Result<(LogStore, Snapshots), Unusable> {
     let content = |e: &dyn std::error::Error| Unusable::Content(e.to_string());
     let log = LogStore::new(disk, loaded).map_err(|e| content(&e))?;
     // Inside the store's folder, so that they are put aside with it and never read by another node's daemon.
-    let snapshots = Snapshots::open(&dir.join("snap")).map_err(|e| content(&e))?;
+    let snapshots = disks.snapshots(&dir.join("snap")).map_err(|e| content(&e))?;
     let newest = snapshots.newest().map_err(|e| match e {
         SnapshotError::Damaged(_) => Unusable::Damaged(e.to_string()),
         SnapshotError::Io { .. } => content(&e),
@@ -176,13 +174,13 @@ fn owner(fleet: Uuid, id: u64) -> String {
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn is_put_aside(dir: &Path, fleet: Uuid, id: u64) -> std::io::Result<bool> {
-    crate::disk::is_put_aside(&dir.join("store"), &owner(fleet, id))
+pub fn is_put_aside(disks: &dyn Disks, dir: &Path, fleet: Uuid, id: u64) -> std::io::Result<bool> {
+    disks.is_put_aside(&dir.join("store"), &owner(fleet, id))
 }
 
 /// Tells whether a daemon has the store in `dir` open.
-pub fn is_in_use(dir: &Path) -> bool {
-    crate::disk::is_in_use(&dir.join("store"))
+pub fn is_in_use(disks: &dyn Disks, dir: &Path) -> bool {
+    disks.is_in_use(&dir.join("store"))
 }
 
 impl StoreError {
@@ -233,13 +231,11 @@ impl<T: Transport> Store<T> {
         transport: T,
     ) -> Result<Self, StoreError> {
         let options = SledOptions::new(&dir.join("store"), &owner(config.fleet, config.id));
-        let (disk, loaded) = disks.open(&options).map_err(StoreError::Open)?;
-        match open_parts(disk, loaded, &options.dir) {
+        let opened = disks.open(&options).map_err(StoreError::Open)?;
+        match open_parts(disks, opened, &options.dir) {
             Ok((log, snapshots)) => Self::start(config, log, snapshots, transport).await,
             Err(Unusable::Content(why)) => Err(StoreError::Content(why)),
-            Err(Unusable::Damaged(why)) => {
-                Err(StoreError::Open(SledDisk::put_aside(&options, why)))
-            }
+            Err(Unusable::Damaged(why)) => Err(StoreError::Open(disks.put_aside(&options, why))),
         }
     }
 
@@ -319,7 +315,7 @@ impl<T: Transport> Store<T> {
     /// Returns how Raft stands on this node.
     pub fn status(&self) -> RaftStatus {
         let receiver = self.raft().metrics();
-        let m = receiver.borrow_watched();
+        let m = receiver.borrow();
         let membership = m.membership_config.membership();
         let acked = m.last_quorum_acked.as_ref();
         let matched = m.replication.iter().flatten();

@@ -36,7 +36,7 @@ openraft::declare_raft_types!(
         R = Opaque,
         NodeId = u64,
         Node = Member,
-        AsyncRuntime = super::rt::NodeRt,
+        AsyncRuntime = crate::rt::NodeRt,
 );
 
 pub(crate) type Vote = VoteOf<TypeConfig>;

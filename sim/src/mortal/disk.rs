@@ -1,9 +1,13 @@
 //! Raft's log on a disk whose batches are counted once they are durable. Shell.
 
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use node::env::Machine;
-use raft_store::disk::{Disk, Done, Loaded, MetaKey, OpenError, SledOptions, Write};
+use raft_store::disk::{
+    Disk, Done, Loaded, MetaKey, OpenError, SledOptions, SnapshotError, Snapshots, Write,
+};
 
 use super::ledger::Ledger;
 use super::steps::Watched;
@@ -25,6 +29,22 @@ impl<T: Machine> raft_store::disk::Disks for Disks<T> {
         let (inner, loaded) = self.inner.disks().open(options)?;
         let watched = Mutex::new(Watched::new(&options.owner, &loaded));
         Ok((Arc::new(Counted { inner, watched, ledger: self.ledger.clone() }), loaded))
+    }
+
+    fn snapshots(&self, dir: &Path) -> Result<Snapshots, SnapshotError> {
+        self.inner.disks().snapshots(dir)
+    }
+
+    fn put_aside(&self, options: &SledOptions, why: String) -> OpenError {
+        self.inner.disks().put_aside(options, why)
+    }
+
+    fn is_in_use(&self, dir: &Path) -> bool {
+        self.inner.disks().is_in_use(dir)
+    }
+
+    fn is_put_aside(&self, dir: &Path, owner: &str) -> io::Result<bool> {
+        self.inner.disks().is_put_aside(dir, owner)
     }
 }
 

@@ -7,12 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::client::ApiError;
+use api::pki::Pki;
 use api::proto::{RedeemRequest, RedeemResponse};
 use api::ticket::JoinTicket;
+use api::tls::Papers;
+use ipnet::Ipv4Net;
 use k3s::etcd::{EtcdApi, EtcdError, HandOver, Identity, Member, View};
 use k3s::kube::{EvictProgress, KubeApi, KubeError, NodeInfo};
 use k3s::observe::Observed;
 use k3s::{Action, HostError, Spec};
+use node::config::Config;
+use node::daemon::{DaemonError, Paths};
 use node::env::{Env, Machine};
 use raft_store::model::UnixMillis;
 
@@ -38,6 +43,10 @@ impl<T> Files<T> {
 }
 
 impl<T: Machine> node::env::Files for Files<T> {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.inner.files().read(path)
+    }
+
     fn replace(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         self.inner.files().replace(path, bytes, mode)?;
         self.step(path, "");
@@ -64,6 +73,14 @@ impl<T: Machine> Machine for Mortal<T> {
         &self.disks
     }
 
+    fn pki(&self) -> &dyn Pki {
+        self.inner.pki()
+    }
+
+    fn routes(&self) -> Vec<Ipv4Net> {
+        self.inner.routes()
+    }
+
     fn wall(&self) -> UnixMillis {
         self.inner.wall()
     }
@@ -84,11 +101,33 @@ impl<T: Machine> Machine for Mortal<T> {
 }
 
 impl<T: Env> Env for Mortal<T> {
+    type Server = T::Server;
     type Wire = T::Wire;
     type Host = Counted<T::Host>;
     type Mesh = Mesh<T::Mesh>;
     type Kube = Counted<T::Kube>;
     type Etcd = Counted<T::Etcd>;
+
+    async fn listen(
+        &self,
+        config: &Config,
+        paths: &Paths,
+        papers: &Papers,
+    ) -> Result<T::Server, DaemonError> {
+        self.inner.listen(config, paths, papers).await
+    }
+
+    async fn told_to_end(&self) {
+        self.inner.told_to_end().await;
+    }
+
+    fn make_cluster_ca(&self, cluster: &str, now_s: i64) -> Result<k3s::CaBundle, k3s::CaError> {
+        self.inner.make_cluster_ca(cluster, now_s)
+    }
+
+    fn has_etcd_data(&self, data_dir: &Path) -> bool {
+        self.inner.has_etcd_data(data_dir)
+    }
 
     fn wire(&self) -> T::Wire {
         self.inner.wire()

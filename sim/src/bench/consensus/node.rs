@@ -7,21 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::client::ApiError;
+use api::pki::Pki;
 use api::proto::{RedeemRequest, RedeemResponse};
 use api::ticket::JoinTicket;
+use api::tls::Papers;
 use api::transport::PeerPool;
 use clap::Args;
+use ipnet::Ipv4Net;
 use k3s::HostError;
 use node::config::Config;
-use node::daemon::{self, Paths};
+use node::daemon::{self, DaemonError, Paths};
 use node::enter::{self, Init};
-use node::env::linux::{LinuxMachine, TlsWire};
+use node::env::linux::{LinuxMachine, TlsWire, told_to_end};
 use node::env::{Env, Files, Machine, Mesh};
 use node::identity::Identity;
+use node::listeners::{Listeners, listen};
 use node::transport::SharedBook;
 use node::whereabouts::Book;
 use raft_store::disk::Disks;
 use raft_store::model::UnixMillis;
+use raft_store::rt::Scope;
 
 /// `skein-sim consensus-node`.
 #[derive(Debug, Args)]
@@ -88,6 +93,14 @@ impl Machine for Bare {
         LinuxMachine.disks()
     }
 
+    fn pki(&self) -> &dyn Pki {
+        LinuxMachine.pki()
+    }
+
+    fn routes(&self) -> Vec<Ipv4Net> {
+        LinuxMachine.routes()
+    }
+
     fn wall(&self) -> UnixMillis {
         LinuxMachine.wall()
     }
@@ -106,11 +119,34 @@ impl Machine for Bare {
 }
 
 impl Env for Bare {
+    type Server = Listeners;
     type Wire = TlsWire;
     type Host = NoK3s;
     type Mesh = NoOverlay;
     type Kube = k3s::Kube;
     type Etcd = k3s::Etcd;
+
+    async fn listen(
+        &self,
+        config: &Config,
+        paths: &Paths,
+        papers: &Papers,
+    ) -> Result<Listeners, DaemonError> {
+        let tls = papers.server().map_err(DaemonError::Tls)?;
+        listen(config, paths, tls).await.map_err(DaemonError::Listen)
+    }
+
+    async fn told_to_end(&self) {
+        told_to_end().await;
+    }
+
+    fn make_cluster_ca(&self, cluster: &str, now_s: i64) -> Result<k3s::CaBundle, k3s::CaError> {
+        k3s::make_cluster_ca(cluster, now_s)
+    }
+
+    fn has_etcd_data(&self, data_dir: &Path) -> bool {
+        k3s::Etcd::has_data(data_dir)
+    }
 
     fn wire(&self) -> TlsWire {
         self.0.clone()
@@ -157,7 +193,7 @@ pub fn run(args: &NodeArgs) -> Result<u8, String> {
 
 async fn enter(dir: &Path, args: &NodeArgs) -> Result<Identity, String> {
     // A daemon that was killed goes on as who it is; its ticket is used up.
-    if let Ok(identity) = Identity::load(dir)
+    if let Ok(identity) = Identity::load(LinuxMachine.files(), dir)
         && identity.membership().is_ok()
     {
         return Ok(identity);
@@ -180,9 +216,9 @@ async fn serve(args: &NodeArgs) -> Result<(), String> {
     let dir = &args.dir;
     let identity = enter(dir, args).await?;
     let fleet = identity.membership().map_err(|e| e.to_string())?.fleet;
-    let papers = daemon::papers(&identity).map_err(|e| e.to_string())?;
+    let papers = daemon::papers(LinuxMachine.files(), &identity).map_err(|e| e.to_string())?;
     let tls = papers.client().map_err(|e| e.to_string())?;
-    let book = SharedBook::new(Book::load(&dir.join("whereabouts.json")));
+    let book = SharedBook::new(Book::load(LinuxMachine.files(), &dir.join("whereabouts.json")));
     let env = Arc::new(Bare(TlsWire::new(PeerPool::new(tls), fleet)));
     let config = Config {
         listen: args.listen,
@@ -191,5 +227,5 @@ async fn serve(args: &NodeArgs) -> Result<(), String> {
         ..Config::default()
     };
     let paths = Paths { state_dir: dir.clone(), socket: dir.join("sock") };
-    daemon::run(env, book, identity, config, paths).await.map_err(|e| e.to_string())
+    daemon::run(&Scope::new(), env, book, identity, config, paths).await.map_err(|e| e.to_string())
 }

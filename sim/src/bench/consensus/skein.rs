@@ -9,6 +9,7 @@ use api::client::{ContextFile, connect_context};
 use api::proto;
 use api::proto::fleet_client::FleetClient;
 use api::proto::peer_client::PeerClient;
+use node::env::linux::LinuxFiles;
 use node::env::linux::{random, wall};
 use node::identity::Identity;
 use raft_store::apply::{Command as Change, Outcome, Proposal, codec};
@@ -100,16 +101,16 @@ impl Members for Skein {
 
     /// Connects with the member's own certificate, as another member would.
     async fn connect(&self, member: usize) -> Result<SkeinClient, String> {
-        let identity = Identity::load(&self.dir.join(format!("n{member}")));
+        let identity = Identity::load(&LinuxFiles, &self.dir.join(format!("n{member}")));
         let identity = identity.map_err(|e| e.to_string())?;
         let fleet = identity.membership().map_err(|e| e.to_string())?.fleet;
         let context = ContextFile {
             schema: 1,
             fleet,
             endpoints: vec![here(self.ports[member])],
-            certificate: identity.cert_pem().map_err(|e| e.to_string())?,
+            certificate: identity.cert_pem(&LinuxFiles).map_err(|e| e.to_string())?,
             key: identity.tls_key_pem().to_owned(),
-            authority: identity.ca_pem().map_err(|e| e.to_string())?,
+            authority: identity.ca_pem(&LinuxFiles).map_err(|e| e.to_string())?,
         };
         let channel = connect_context(&context).await.map_err(|e| e.to_string())?;
         Ok(SkeinClient { channel })

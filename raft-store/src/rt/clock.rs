@@ -1,0 +1,149 @@
+//! A node's monotonic clock: the runtime's, or one that runs a little faster or slower. Shell.
+//!
+//! Readings are of tokio's own type, so that code which only computes with them need not know whose clock it was.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, Timeout};
+
+use super::scope::with_clock;
+
+/// One in a million, the unit of a clock's rate.
+const MILLION: i128 = 1_000_000;
+
+/// A node's clock.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    /// Set once a rate was; production never takes the lock.
+    drifts: AtomicBool,
+    drift: Mutex<Option<Drift>>,
+}
+
+/// At `global` on the runtime's clock this one showed `here`, and has run at its own rate since then.
+#[derive(Clone, Copy, Debug)]
+struct Drift {
+    global: Instant,
+    here: Instant,
+    ppm: i32,
+}
+
+fn scaled(d: Duration, times: i128, by: i128) -> Duration {
+    let nanos = i128::try_from(d.as_nanos()).unwrap_or(i128::MAX / (2 * MILLION));
+    Duration::from_nanos(u64::try_from(nanos * times / by).unwrap_or(u64::MAX))
+}
+
+impl Drift {
+    fn rate(self) -> i128 {
+        MILLION + i128::from(self.ppm)
+    }
+
+    fn show(self, global: Instant) -> Instant {
+        self.here + scaled(global.saturating_duration_since(self.global), self.rate(), MILLION)
+    }
+
+    fn lasts(self, here: Duration) -> Duration {
+        scaled(here, MILLION, self.rate())
+    }
+
+    fn reaches(self, here: Instant) -> Instant {
+        self.global + self.lasts(here.saturating_duration_since(self.here))
+    }
+}
+
+impl Clock {
+    fn drift(&self) -> Option<Drift> {
+        if !self.drifts.load(Ordering::Relaxed) {
+            return None;
+        }
+        *self.drift.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets it run faster by so many parts per million from now on.
+    pub(super) fn set_rate(&self, ppm: i32, global: Instant) {
+        let mut drift = self.drift.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = drift.map_or(global, |d| d.show(global));
+        *drift = Some(Drift { global, here, ppm });
+        self.drifts.store(true, Ordering::Relaxed);
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this module is the clock")]
+fn runtime_now() -> Instant {
+    Instant::now()
+}
+
+fn drift() -> Option<Drift> {
+    with_clock(|clock| clock.and_then(Clock::drift))
+}
+
+/// Returns what the clock of the running task's node shows.
+pub fn now() -> Instant {
+    let global = runtime_now();
+    drift().map_or(global, |d| d.show(global))
+}
+
+/// Returns how long ago that was, by the clock of the running task's node.
+pub fn elapsed(since: Instant) -> Duration {
+    now().saturating_duration_since(since)
+}
+
+/// Waits so long.
+#[expect(clippy::disallowed_methods, reason = "this module is the clock")]
+pub fn sleep(d: Duration) -> Sleep {
+    tokio::time::sleep(drift().map_or(d, |drift| drift.lasts(d)))
+}
+
+/// Waits until then.
+#[expect(clippy::disallowed_methods, reason = "this module is the clock")]
+pub fn sleep_until(at: Instant) -> Sleep {
+    tokio::time::sleep_until(drift().map_or(at, |drift| drift.reaches(at)))
+}
+
+/// Runs a future for at most so long.
+///
+/// # Errors
+/// When the time is over first.
+#[expect(clippy::disallowed_methods, reason = "this module is the clock")]
+pub fn timeout<F: Future>(d: Duration, future: F) -> Timeout<F> {
+    tokio::time::timeout(drift().map_or(d, |drift| drift.lasts(d)), future)
+}
+
+/// Runs a future until then at the latest.
+#[expect(clippy::disallowed_methods, reason = "this module is the clock")]
+pub(super) fn timeout_at<F: Future>(at: Instant, future: F) -> Timeout<F> {
+    tokio::time::timeout_at(drift().map_or(at, |drift| drift.reaches(at)), future)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Scope;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fast_clock_shows_more_and_waits_less() {
+        let (fast, began) = (Scope::seeded([1; 32]), runtime_now());
+        let hour = Duration::from_secs(3_600);
+        fast.set_rate(10_000);
+        let (shown, took) = fast
+            .run(async {
+                let before = now();
+                sleep(hour).await;
+                (elapsed(before), began.elapsed())
+            })
+            .await;
+        let near = |a: Duration, b: Duration| a.abs_diff(b) < Duration::from_millis(3);
+        assert!(near(shown, hour), "{shown:?}");
+        assert!(near(took, hour * 100 / 101), "{took:?}");
+        fast.set_rate(-10_000);
+        fast.run(async {
+            let (before, global) = (now(), runtime_now());
+            sleep_until(before + hour).await;
+            assert!(near(elapsed(before), hour));
+            assert!(near(global.elapsed(), hour * 100 / 99));
+            assert!(timeout(hour, std::future::pending::<()>()).await.is_err());
+        })
+        .await;
+    }
+}
