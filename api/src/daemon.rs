@@ -9,7 +9,7 @@ use std::time::Duration;
 use raft_store::apply::{Change, Command, Rejection};
 use raft_store::model::{Network, NodeId, RequestId, State, UnixMillis};
 use raft_store::plan::{Health, Report};
-use raft_store::raft::{ProposeError, ReadError};
+use raft_store::raft::{ProposeError, RaftStatus, ReadError};
 use raft_store::seal::FleetKey;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -132,6 +132,9 @@ pub trait Daemon: Send + Sync + 'static {
         kind: u32,
         body: bytes::Bytes,
     ) -> impl Future<Output = Result<(u32, bytes::Bytes), CallError>> + Send;
+
+    /// Returns how Raft stands on this node.
+    fn raft(&self) -> RaftStatus;
 
     /// Returns this node's id.
     fn me(&self) -> NodeId;

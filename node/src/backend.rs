@@ -12,7 +12,7 @@ use bytes::Bytes;
 use raft_store::apply::{Change, Command, Outcome};
 use raft_store::model::{Network, NodeId, RequestId, State, UnixMillis};
 use raft_store::plan::{Report, quorum_needs};
-use raft_store::raft::{Frame, ProposeError, ReadError, Store, Transport as _, kind};
+use raft_store::raft::{Frame, ProposeError, RaftStatus, ReadError, Store, Transport as _, kind};
 use raft_store::rt::watch;
 use raft_store::seal::FleetKey;
 use uuid::Uuid;
@@ -182,6 +182,10 @@ impl<E: Env> Daemon for Backend<E> {
         let answer = self.store.handle(sender, Frame { kind, body }).await;
         let answer = answer.map_err(|e| CallError::NotReady(e.to_string()))?;
         Ok((answer.kind, answer.body))
+    }
+
+    fn raft(&self) -> RaftStatus {
+        self.store.status()
     }
 
     fn me(&self) -> NodeId {

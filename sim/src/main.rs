@@ -12,6 +12,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run one seed of the simulator: a whole fleet under virtual time, hurt and healed.
+    Run(sim::chaos::cli::RunArgs),
+    /// Run a schedule from its file.
+    Replay(sim::chaos::cli::ReplayArgs),
     /// Make, use, break and remove a lab.
     Lab(sim::lab::cli::LabArgs),
     /// Say what `lab up` would need to have installed.
@@ -54,6 +58,8 @@ fn main() -> std::process::ExitCode {
         return finish(sim::rehearsal::run(&args));
     }
     finish(match Cli::parse().command {
+        Command::Run(args) => sim::chaos::cli::run_seed(&args),
+        Command::Replay(args) => sim::chaos::cli::replay(&args),
         Command::Lab(args) => sim::lab::cli::run(args),
         Command::LabNeeds(args) => sim::lab::cli::needs(&args),
         Command::Probe(args) => sim::probe::run(&args),

@@ -176,8 +176,7 @@ impl<D: Daemon> Networks for Api<D> {
         let state = self.daemon.state();
         let network = find(&state, &r.network)?;
         let own = network.devices.get(&device);
-        let own =
-            own.ok_or_else(|| Status::internal("the device was admitted, but is not there"))?;
+        let own = own.ok_or_else(|| gone_again(&device))?;
         let config = device_config(&state, network, &own.address, &self.daemon.whereabouts());
         Ok(Response::new(config))
     }
@@ -191,6 +190,13 @@ impl<D: Daemon> Networks for Api<D> {
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::RemovePeerResponse {}))
     }
+}
+
+/// The answer where somebody else removed the device in the same moment.
+fn gone_again(device: &Name) -> Status {
+    let what = format!("device {device} was admitted, and is gone again");
+    let why = "it was removed in the same moment";
+    status(Code::Aborted, detail("conflict", what, why, "run the command again"))
 }
 
 #[cfg(test)]

@@ -129,6 +129,9 @@ fn raft_config(profile: Profile) -> Result<Config, StoreError> {
         replication_lag_threshold: 8_000,
         install_snapshot_timeout: 2_000,
         enable_pre_vote: Some(true),
+        // A leader may have sent entries that its own disk then lost; going on in the same term it would give their
+        // indexes, and so their log ids, to others.
+        enable_leader_restore: Some(false),
         ..Config::default()
     };
     config.validate().map_err(|e| StoreError::Raft(e.to_string()))

@@ -1,0 +1,178 @@
+//! The second half of a run: all faults are off, and within a bound the fleet must be whole again. Shell.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use raft_store::model::{ClusterStatus, Phase, State, Vip};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::invariant::acknowledged::{Ask, Told};
+use super::people::Person;
+use super::play::Stage;
+use super::world::life::{Life, Served};
+
+/// How long the fleet may take to be whole again.
+const BOUND: Duration = Duration::from_secs(90);
+/// Pause between two looks.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A member's daemon.
+struct Member {
+    machine: usize,
+    served: Arc<dyn Served>,
+    life: Arc<Life>,
+}
+
+/// Ends all faults and waits until the fleet is whole; returns what it still lacks at the end of the bound.
+///
+/// # Errors
+/// In words, what it lacks.
+pub async fn heal(stage: &Stage) -> Result<(), String> {
+    stage.heal();
+    if let Some(why) = beyond_help(stage) {
+        tracing::info!(%why, "this fleet cannot heal by itself");
+        return Ok(());
+    }
+    let over = Instant::now() + BOUND;
+    loop {
+        let lacks = match lacking(stage) {
+            None => proof(stage).await,
+            some => some,
+        };
+        match lacks {
+            None => return Ok(()),
+            Some(why) if Instant::now() >= over => {
+                return Err(format!("{} s after all faults ended: {why}", BOUND.as_secs()));
+            }
+            Some(_) => sleep(LOOK).await,
+        }
+    }
+}
+
+/// Machines whose daemon is, or will be, a member that has not lost what it had.
+fn alive(stage: &Stage) -> BTreeSet<u64> {
+    let mut ids = BTreeSet::new();
+    for machine in stage.world.members() {
+        let life = stage.world.machine(machine).and_then(|m| m.life());
+        if let Some((_, member)) = life.and_then(|l| l.who()) {
+            ids.insert(member.node.0);
+        }
+    }
+    ids
+}
+
+/// A fleet whose majority of voters has lost its disks is beyond help, as every Raft group is.
+fn beyond_help(stage: &Stage) -> Option<String> {
+    let alive = alive(stage);
+    let serving = stage.world.serving();
+    let newest = serving.iter().map(|(_, _, served)| served.raft()).max_by_key(|r| r.last_log);
+    let Some(raft) = newest else {
+        return stage.world.members().is_empty().then(|| "nobody is a member".to_owned());
+    };
+    let left = raft.voters.intersection(&alive).count();
+    let lost = left * 2 <= raft.voters.len();
+    lost.then(|| format!("of the voters {:?} only {left} still have their disks", raft.voters))
+}
+
+fn members(stage: &Stage, state: &State) -> Result<Vec<Member>, String> {
+    let mut found = Vec::new();
+    for machine in stage.world.members() {
+        let Some(life) = stage.world.machine(machine).and_then(|m| m.life()) else {
+            return Err(format!("machine {machine} has no daemon"));
+        };
+        let Some((uuid, _)) = life.who() else { continue };
+        if !belongs(state, uuid) {
+            continue;
+        }
+        let Some(served) = life.served() else {
+            return Err(format!("the daemon of machine {machine} does not serve"));
+        };
+        found.push(Member { machine, served, life });
+    }
+    Ok(found)
+}
+
+fn belongs(state: &State, uuid: Uuid) -> bool {
+    state.node_by_uuid(uuid).is_some()
+}
+
+/// Says what the fleet lacks, as far as it can be seen.
+fn lacking(stage: &Stage) -> Option<String> {
+    let Some((index, state)) = stage.judge.newest() else {
+        return Some("nothing was ever applied".into());
+    };
+    let members = match members(stage, &state) {
+        Ok(members) => members,
+        Err(why) => return Some(why),
+    };
+    let leaders: BTreeSet<Option<u64>> = members.iter().map(|m| m.served.raft().leader).collect();
+    let applied: BTreeSet<u64> = members.iter().map(|m| m.served.applied().0).collect();
+    if leaders.len() != 1 || leaders.contains(&None) {
+        return Some(format!("no common leader: {leaders:?}"));
+    }
+    if applied.len() != 1 || !applied.contains(&index) {
+        return Some(format!("applied are {applied:?}, the newest index is {index}"));
+    }
+    state.vips.values().find_map(|vip| vip_lacks(stage, &state, vip, &members))
+}
+
+fn vip_lacks(stage: &Stage, state: &State, vip: &Vip, members: &[Member]) -> Option<String> {
+    let cluster = state.clusters.get(&vip.cluster)?;
+    if cluster.status != ClusterStatus::Active {
+        return None;
+    }
+    let machine_of = |id: raft_store::model::NodeId| {
+        let found = members.iter().find(|m| {
+            m.life.who().is_some_and(|(_, member)| member.node == id)
+        });
+        found.map(|m| m.machine)
+    };
+    let eligible: Vec<usize> = (state.servers(cluster.id).iter())
+        .filter(|(n, a)| a.phase == Phase::Ready && !a.leaving && n.drain.is_none())
+        .filter_map(|(n, _)| machine_of(n.id))
+        .filter(|m| stage.world.kubernetes().machine(*m).is_ready())
+        .collect();
+    if eligible.is_empty() {
+        return None;
+    }
+    let holder = vip.holder.and_then(machine_of);
+    if !holder.is_some_and(|h| eligible.contains(&h)) {
+        return Some(format!("VIP {} is at {holder:?}, eligible are {eligible:?}", vip.name));
+    }
+    // Whoever is in the network reaches the holder through it.
+    let inside = members.iter().filter(|m| {
+        let node = m.life.who().and_then(|(uuid, _)| state.node_by_uuid(uuid).cloned());
+        node.is_some_and(|n| n.networks.contains_key(&vip.network))
+    });
+    for member in inside {
+        for ip in vip.addresses() {
+            let answers = stage.world.answers(member.machine, ip);
+            if answers != holder {
+                let from = member.machine;
+                return Some(format!("from machine {from}, {ip} is answered by {answers:?}, not {holder:?}"));
+            }
+        }
+    }
+    None
+}
+
+/// Writes and reads once more through a member.
+async fn proof(stage: &Stage) -> Option<String> {
+    let (_, state) = stage.judge.newest()?;
+    let member = members(stage, &state).ok()?.into_iter().next()?;
+    let person = Person::new(&stage.world, &stage.judge, member.machine);
+    let key = u32::try_from(stage.world.now_us() % 1_000_000).unwrap_or(1);
+    for ask in [Ask::Put(key), Ask::Read, Ask::Remove] {
+        let told = person.register("proof", &ask).await;
+        let fits = match ask {
+            Ask::Read => told == Some(Told::Value(Some(key))),
+            _ => told == Some(Told::Done),
+        };
+        if !fits {
+            return Some(format!("a fresh {ask:?} was answered with {told:?}"));
+        }
+    }
+    None
+}

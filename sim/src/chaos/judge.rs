@@ -1,0 +1,224 @@
+//! Watches a run: shows every state and every moment to the invariants, and keeps the first violation. Shell.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use raft_store::model::State;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::invariant::{Applied, Invariant, Moment, Standing, acknowledged, all};
+use super::world::life::{Life, Served};
+use super::world::{World, lock};
+
+/// How often the whole fleet is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// An invariant that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Its name, which stays.
+    pub name: String,
+    /// What was seen.
+    pub why: String,
+    /// When, in microseconds of virtual time.
+    pub at_us: u64,
+    /// One line for each node.
+    pub nodes: Vec<String>,
+}
+
+/// The judge of a run. Clones share it.
+#[derive(Clone)]
+pub struct Judge(Arc<Bench>);
+
+struct Bench {
+    state: Mutex<Docket>,
+    found: Notify,
+}
+
+struct Docket {
+    invariants: Vec<Box<dyn Invariant>>,
+    acknowledged: acknowledged::Acknowledged,
+    newest: Option<(u64, Arc<State>)>,
+    violation: Option<Violation>,
+    faults: usize,
+}
+
+impl Default for Judge {
+    fn default() -> Self {
+        let docket = Docket {
+            invariants: all(),
+            acknowledged: acknowledged::Acknowledged::default(),
+            newest: None,
+            violation: None,
+            faults: 0,
+        };
+        Self(Arc::new(Bench { state: Mutex::new(docket), found: Notify::new() }))
+    }
+}
+
+impl Judge {
+    /// Watches a daemon for as long as it lives.
+    pub fn watch(&self, world: &World, machine: usize, life: &Arc<Life>, served: Arc<dyn Served>) {
+        let (judge, world) = (self.clone(), world.clone());
+        life.scope.spawn("judge", async move {
+            let mut seen = 0;
+            loop {
+                let (index, state) = served.applied();
+                if index > seen {
+                    seen = index;
+                    judge.applied(&world, machine, index, &state);
+                }
+                drop(state);
+                served.changed(seen).await;
+            }
+        });
+    }
+
+    fn applied(&self, world: &World, machine: usize, index: u64, state: &Arc<State>) {
+        let mut docket = lock(&self.0.state);
+        let Docket { invariants, newest, acknowledged, .. } = &mut *docket;
+        let before = newest.as_ref().filter(|(known, _)| *known < index).map(|(_, s)| s.clone());
+        let is_newest = newest.as_ref().is_none_or(|(known, _)| *known < index);
+        let seen = Applied { index, before: before.as_deref(), state, machine };
+        let checks = invariants.iter_mut().map(|i| &mut **i);
+        let mut failed: Option<(&'static str, String)> = None;
+        for check in checks.chain([acknowledged as &mut dyn Invariant]) {
+            if let Err(why) = check.applied(&seen)
+                && failed.is_none()
+            {
+                failed = Some((check.name(), why));
+            }
+        }
+        if is_newest {
+            *newest = Some((index, state.clone()));
+        }
+        drop(docket);
+        if let Some((name, why)) = failed {
+            self.convict(world, name, why);
+        }
+    }
+
+    /// Looks at the whole fleet again and again.
+    pub async fn look(self, world: World) {
+        loop {
+            self.look_once(&world);
+            sleep(LOOK).await;
+        }
+    }
+
+    fn look_once(&self, world: &World) {
+        let serving = world.serving();
+        let standing: Vec<(usize, _, Arc<dyn Served>, Vec<sdwan::MeshSpec>)> = (serving.into_iter())
+            .filter_map(|(machine, life, served)| {
+                let meshes = world.machine(machine)?.devices.specs();
+                Some((machine, life, served, meshes))
+            })
+            .collect();
+        let nodes: Vec<Standing<'_>> = (standing.iter())
+            .filter_map(|(machine, life, served, meshes)| {
+                let (_, member) = life.who()?;
+                Some(Standing {
+                    machine: *machine,
+                    node: member.node.0,
+                    raft: served.raft(),
+                    applied: served.applied(),
+                    meshes,
+                    api_ready: world.kubernetes().machine(*machine).is_ready(),
+                })
+            })
+            .collect();
+        let founders = world.kubernetes().founders();
+        let mut docket = lock(&self.0.state);
+        let newest = docket.newest.as_ref().map(|(_, state)| state.clone());
+        let moment = Moment {
+            at_us: world.now_us(),
+            nodes: &nodes,
+            founders: &founders,
+            settled: docket.faults == 0,
+            newest: newest.as_ref(),
+        };
+        let mut failed: Option<(&'static str, String)> = None;
+        for check in &mut docket.invariants {
+            if let Err(why) = check.moment(&moment)
+                && failed.is_none()
+            {
+                failed = Some((check.name(), why));
+            }
+        }
+        drop(docket);
+        if let Some((machine, tasks)) = world.panics().into_iter().next() {
+            failed = Some(("no_panic", format!("tasks of machine {machine} panicked: {tasks:?}")));
+        }
+        if let Some((name, why)) = failed {
+            self.convict(world, name, why);
+        }
+    }
+
+    /// Notes a violation, unless there was one before.
+    pub fn convict(&self, world: &World, name: &str, why: String) {
+        let nodes = lines(world);
+        let mut docket = lock(&self.0.state);
+        if docket.violation.is_none() {
+            let at_us = world.now_us();
+            world.recorder().note("violation", &[], name.as_bytes());
+            docket.violation = Some(Violation { name: name.to_owned(), why, at_us, nodes });
+        }
+        drop(docket);
+        self.0.found.notify_one();
+    }
+
+    /// Waits for a violation.
+    pub async fn found(&self) {
+        self.0.found.notified().await;
+    }
+
+    /// Returns the violation, if there was one.
+    pub fn violation(&self) -> Option<Violation> {
+        lock(&self.0.state).violation.clone()
+    }
+
+    /// Returns the newest state that any node has applied, and its index.
+    pub fn newest(&self) -> Option<(u64, Arc<State>)> {
+        lock(&self.0.state).newest.clone()
+    }
+
+    /// Notes that a fault begins.
+    pub fn fault_begins(&self) {
+        lock(&self.0.state).faults += 1;
+    }
+
+    /// Notes that a fault is over.
+    pub fn fault_ends(&self) {
+        let mut docket = lock(&self.0.state);
+        docket.faults = docket.faults.saturating_sub(1);
+    }
+
+    /// Gives what clients did to the record of it.
+    pub fn clients<T>(&self, note: impl FnOnce(&mut acknowledged::Acknowledged) -> T) -> T {
+        note(&mut lock(&self.0.state).acknowledged)
+    }
+}
+
+/// Says of each machine in one line how it stands.
+pub fn lines(world: &World) -> Vec<String> {
+    let line = |machine: &Arc<super::world::Machine>| {
+        let number = machine.number;
+        let Some(life) = machine.life() else {
+            let why = if machine.is_on() { "no daemon" } else { "no power" };
+            return format!("m{number}: {why}");
+        };
+        let Some(served) = life.served() else { return format!("m{number}: starting") };
+        let raft = served.raft();
+        let node = life.who().map(|(_, member)| member.node.0).unwrap_or_default();
+        let held: Vec<String> = (machine.devices.specs().iter())
+            .flat_map(|s| s.held.iter().map(ToString::to_string))
+            .collect();
+        let paused = if machine.is_paused() { ", paused" } else { "" };
+        format!(
+            "m{number}: node {node}, life {}, term {}, leader {:?}, applied {} of {}, voters {:?}, holds {held:?}{paused}",
+            life.number, raft.term, raft.leader, raft.applied, raft.last_log, raft.voters
+        )
+    };
+    world.machines().iter().map(line).collect()
+}

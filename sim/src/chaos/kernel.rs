@@ -1,0 +1,28 @@
+//! One thread and a clock that stands still while anything can be done: where the whole fleet runs. Shell.
+
+use std::future::Future;
+
+/// Runs a future, and all that it spawns, under virtual time.
+///
+/// # Errors
+/// When the kernel gives no runtime.
+pub fn run<T>(future: impl Future<Output = T>) -> Result<T, String> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_time().start_paused(true).build();
+    Ok(runtime.map_err(|e| format!("no runtime: {e}"))?.block_on(future))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    #[test]
+    fn an_hour_passes_at_once() {
+        let took = super::run(async {
+            let began = raft_store::rt::now();
+            raft_store::rt::sleep(Duration::from_secs(3_600)).await;
+            raft_store::rt::elapsed(began)
+        });
+        assert!(took.unwrap() >= Duration::from_secs(3_600));
+    }
+}

@@ -1,0 +1,266 @@
+//! People and programs that use the API of the simulated fleet, and remember what they were told. Shell.
+
+use std::future::Future;
+use std::time::Duration;
+
+use api::proto::clusters_client::ClustersClient;
+use api::proto::fleet_client::FleetClient;
+use api::proto::networks_client::NetworksClient;
+use api::proto::nodes_client::NodesClient;
+use api::proto::vips_client::VipsClient;
+use api::proto::{self, CreateTicketRequest};
+use api::status::read_detail;
+use api::ticket::JoinTicket;
+use raft_store::model::PublicKey;
+use tokio::time::sleep;
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use super::draw::Draw;
+use super::invariant::acknowledged::{Ask, Call, Told};
+use super::judge::Judge;
+use super::world::World;
+use super::world::client::SimChannel;
+
+/// Names of the registers that clients write to.
+const REGISTERS: u64 = 4;
+/// A person tries a call so often.
+const TRIES: usize = 3;
+/// And waits between two tries.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Somebody at a machine's command line.
+#[derive(Clone)]
+pub struct Person {
+    world: World,
+    judge: Judge,
+    via: usize,
+}
+
+/// Returns the name of a machine's node.
+pub fn node_name(machine: usize) -> String {
+    format!("m{machine}")
+}
+
+/// Whether a call that failed may be tried again.
+fn passing(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Unknown | Code::Cancelled
+    )
+}
+
+impl Person {
+    /// Sits down at a machine.
+    pub fn new(world: &World, judge: &Judge, via: usize) -> Self {
+        Self { world: world.clone(), judge: judge.clone(), via }
+    }
+
+    fn channel(&self) -> SimChannel {
+        SimChannel::local(&self.world, self.via)
+    }
+
+    /// Tries a call until it is answered, a few times.
+    async fn tries<T, F: Future<Output = Result<T, Status>>>(
+        &self,
+        call: impl Fn() -> F,
+    ) -> Result<T, Status> {
+        let mut last = Err(Status::unavailable("not tried"));
+        for _ in 0..TRIES {
+            last = call().await;
+            match &last {
+                Err(status) if passing(status) => sleep(PAUSE).await,
+                _ => break,
+            }
+        }
+        if let Err(status) = &last {
+            tracing::debug!(via = self.via, why = %read_detail(status).why, "a call was refused");
+        }
+        last
+    }
+
+    fn request_id(&self) -> Uuid {
+        let place = [self.via as u64, self.world.now_us()];
+        let bytes = Draw::new(self.world.seed(), "request", &place).bytes();
+        uuid::Builder::from_random_bytes(std::array::from_fn(|i| bytes[i])).into_uuid()
+    }
+
+    /// Makes a ticket, repeating the same request until it is answered.
+    pub async fn ticket(&self) -> Option<JoinTicket> {
+        let id = self.request_id();
+        self.judge.clients(|c| c.request(id.as_u128()));
+        let request = CreateTicketRequest { request_id: id.to_string(), ..Default::default() };
+        let asked = || async {
+            FleetClient::new(self.channel()).create_ticket(request.clone()).await
+        };
+        let answer = self.tries(asked).await.ok()?.into_inner();
+        let noted = self.judge.clients(|c| c.ticket(id.as_u128(), answer.id));
+        if let Err(why) = noted {
+            self.judge.convict(&self.world, "acknowledged", why);
+        }
+        answer.ticket.parse().ok()
+    }
+
+    /// Makes a cluster.
+    pub async fn create_cluster(&self, name: &str, servers: &[usize], workers: &[usize]) -> bool {
+        let names = |of: &[usize]| of.iter().map(|m| node_name(*m)).collect();
+        let request = proto::CreateClusterRequest {
+            name: name.to_owned(),
+            network: String::new(),
+            servers: names(servers),
+            workers: names(workers),
+            request_id: self.request_id().to_string(),
+        };
+        let call = || async { ClustersClient::new(self.channel()).create(request.clone()).await };
+        self.tries(call).await.is_ok()
+    }
+
+    /// Undoes a cluster.
+    pub async fn decommission(&self, name: &str) {
+        let request = proto::DecommissionRequest { name: name.to_owned() };
+        let call =
+            || async { ClustersClient::new(self.channel()).decommission(request.clone()).await };
+        drop(self.tries(call).await);
+    }
+
+    /// Gives a machine a role.
+    pub async fn assign(&self, machine: usize, server: bool, cluster: &str) {
+        let role = if server { "k3s-server" } else { "k3s-agent" };
+        let request = proto::AssignRoleRequest {
+            node: node_name(machine),
+            role: role.into(),
+            cluster: cluster.to_owned(),
+            request_id: self.request_id().to_string(),
+        };
+        let call = || async { NodesClient::new(self.channel()).assign_role(request.clone()).await };
+        drop(self.tries(call).await);
+    }
+
+    /// Takes a machine's role away.
+    pub async fn unassign(&self, machine: usize, force: bool) {
+        let request = proto::UnassignRoleRequest { node: node_name(machine), force };
+        let call =
+            || async { NodesClient::new(self.channel()).unassign_role(request.clone()).await };
+        drop(self.tries(call).await);
+    }
+
+    /// Empties a node.
+    pub async fn drain(&self, machine: usize, stop: bool) {
+        let request =
+            proto::DrainRequest { node: node_name(machine), stop, timeout_s: 30, force: false };
+        let call = || async { NodesClient::new(self.channel()).drain(request.clone()).await };
+        drop(self.tries(call).await);
+    }
+
+    /// Takes a node back into service.
+    pub async fn undrain(&self, machine: usize) {
+        let request = proto::UndrainRequest { node: node_name(machine) };
+        let call = || async { NodesClient::new(self.channel()).undrain(request.clone()).await };
+        drop(self.tries(call).await);
+    }
+
+    /// Moves a cluster's VIP by hand.
+    pub async fn move_vip(&self, cluster: &str, to: Option<usize>) {
+        let request = proto::MoveVipRequest {
+            name: format!("{cluster}-api"),
+            to: to.map(node_name).unwrap_or_default(),
+            dry_run: false,
+        };
+        let call = || async { VipsClient::new(self.channel()).r#move(request.clone()).await };
+        drop(self.tries(call).await);
+    }
+
+    /// Takes a node out of the fleet.
+    pub async fn terminate(&self, machine: usize) {
+        let request = proto::TerminateNodeRequest { name: node_name(machine) };
+        let call = || async { NodesClient::new(self.channel()).terminate(request.clone()).await };
+        drop(self.tries(call).await);
+    }
+
+    /// Removes a node without asking it.
+    pub async fn remove(&self, machine: usize, force: bool) {
+        let request = proto::RemoveNodeRequest { name: node_name(machine), force };
+        let call = || async { NodesClient::new(self.channel()).remove(request.clone()).await };
+        drop(self.tries(call).await);
+    }
+
+    /// Makes a network.
+    pub async fn create_network(&self, name: &str) {
+        let request =
+            proto::CreateNetworkRequest { name: name.to_owned(), ..Default::default() };
+        let call = || async { NetworksClient::new(self.channel()).create(request.clone()).await };
+        drop(self.tries(call).await);
+    }
+
+    /// Lets a node into a network.
+    pub async fn attach(&self, machine: usize, network: &str) {
+        let request =
+            proto::AttachRequest { network: network.to_owned(), node: node_name(machine) };
+        let call = || async { NetworksClient::new(self.channel()).attach(request.clone()).await };
+        drop(self.tries(call).await);
+    }
+
+    /// Writes and reads registers, one call after the other; what a call was answered is noted, also if it failed.
+    pub async fn client(self, number: u64, calls: usize, every: Duration) {
+        let mut draw = Draw::new(self.world.seed(), "client", &[number]);
+        for _ in 0..calls {
+            let register = format!("device{}", draw.within(1..=REGISTERS));
+            let ask = match draw.within(0..=9) {
+                0..=3 => Ask::Put(u32::try_from(draw.within(1..=u64::from(u32::MAX))).unwrap_or(1)),
+                4..=5 => Ask::Remove,
+                _ => Ask::Read,
+            };
+            let from_us = self.world.now_us();
+            let told = self.register(&register, &ask).await;
+            let answer = told.map(|told| (self.world.now_us(), told));
+            self.judge.clients(|c| c.call(&register, Call { ask, from_us, answer }));
+            sleep(every).await;
+        }
+    }
+
+    /// Makes one call to a register; nothing is returned where nobody knows what became of it.
+    pub async fn register(&self, register: &str, ask: &Ask) -> Option<Told> {
+        let name = register.to_owned();
+        let mut client = NetworksClient::new(self.channel());
+        let network = "default".to_owned();
+        let told = match ask {
+            Ask::Put(key) => {
+                let public_key = public_key(*key).to_string();
+                let request = proto::AddPeerRequest { network, name, public_key };
+                client.add_peer(request).await.map(|_| Told::Done)
+            }
+            Ask::Remove => {
+                let request = proto::RemovePeerRequest { network, name };
+                client.remove_peer(request).await.map(|_| Told::Done)
+            }
+            Ask::Read => {
+                let request = proto::GetNetworkRequest { name: network, read: None };
+                client.get(request).await.map(|answer| {
+                    let members = answer.into_inner().members;
+                    let found = members.iter().find(|m| m.name == register);
+                    Told::Value(found.and_then(|m| number_of(&m.public_key)))
+                })
+            }
+        };
+        match told {
+            Ok(told) => Some(told),
+            Err(status) if matches!(status.code(), Code::AlreadyExists | Code::NotFound) => {
+                (*ask != Ask::Read).then_some(Told::Refused)
+            }
+            Err(_) => None,
+        }
+    }
+}
+
+/// The key that stands for a number.
+fn public_key(number: u32) -> PublicKey {
+    let mut bytes = [0x5a; 32];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    PublicKey(bytes)
+}
+
+fn number_of(key: &str) -> Option<u32> {
+    let key: PublicKey = key.parse().ok()?;
+    let [a, b, c, d, ..] = key.0;
+    Some(u32::from_be_bytes([a, b, c, d]))
+}

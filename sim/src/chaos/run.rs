@@ -1,0 +1,136 @@
+//! One run: a fleet is made, a schedule happens to it, and it must heal. Shell.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::enter::Init;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::heal::heal;
+use super::judge::{Judge, Violation};
+use super::kernel;
+use super::people::node_name;
+use super::play::Stage;
+use super::schedule::Schedule;
+use super::trace::Trace;
+use super::world::life::Start;
+use super::world::{Flaws, Shape, World};
+
+/// How long the fleet may take to be made, without any fault.
+const MADE_MAX: Duration = Duration::from_secs(120);
+
+/// What is wanted of a run beside its judgement.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Its steps in words.
+    pub text: bool,
+    /// What is wrong with the world on purpose.
+    pub flaws: Flaws,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The trace, as one number in hexadecimal.
+    pub hash: String,
+    /// How many steps the trace has.
+    pub steps: u64,
+    /// The first violation.
+    pub violation: Option<Violation>,
+    /// How much virtual time passed, in microseconds.
+    pub virtual_us: u64,
+    /// How many faults of each kind there were.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// How many calls of clients were judged.
+    pub calls: usize,
+    /// Messages that each machine sent.
+    pub sent: Vec<u64>,
+    /// The steps in words, if they were wanted.
+    pub text: Vec<String>,
+}
+
+/// Runs a schedule.
+///
+/// # Errors
+/// When the kernel gives no runtime.
+pub fn run(schedule: &Schedule, wanted: &Wanted) -> Result<Outcome, String> {
+    let trace = Arc::new(if wanted.text { Trace::with_text() } else { Trace::default() });
+    let kept = trace.clone();
+    let (judge, virtual_us, faults, sent) =
+        kernel::run(async move { whole(schedule, wanted, trace).await })?;
+    Ok(Outcome {
+        hash: kept.hash(),
+        steps: kept.steps(),
+        violation: judge.violation(),
+        virtual_us,
+        faults,
+        calls: judge.clients(|c| c.count()),
+        sent,
+        text: kept.text(),
+    })
+}
+
+type Whole = (Judge, u64, BTreeMap<&'static str, u64>, Vec<u64>);
+
+async fn whole(schedule: &Schedule, wanted: &Wanted, trace: Arc<Trace>) -> Whole {
+    let shape = Shape { sites: schedule.sites.clone(), between_us: schedule.between_us };
+    let judge = Judge::default();
+    let world = World::new(schedule.seed, &shape, wanted.flaws.clone(), trace, judge.clone());
+    let stage = Stage { world: world.clone(), judge: judge.clone() };
+    world.scope().spawn("looking", judge.clone().look(world.clone()));
+    let mut faults = BTreeMap::new();
+    tokio::select! {
+        biased;
+        () = judge.found() => {}
+        () = happen(&stage, schedule, &mut faults) => {}
+    }
+    let virtual_us = world.now_us();
+    let sent = (0..schedule.sites.len()).map(|m| world.net().sent(m)).collect();
+    world.end();
+    (judge, virtual_us, faults, sent)
+}
+
+async fn happen(stage: &Stage, schedule: &Schedule, faults: &mut BTreeMap<&'static str, u64>) {
+    if let Err(why) = make(stage, schedule).await {
+        stage.judge.convict(&stage.world, "made", why);
+        return;
+    }
+    let began = Instant::now();
+    for (number, event) in schedule.events.iter().enumerate() {
+        sleep_until(began + Duration::from_millis(event.at_ms)).await;
+        if event.act.is_fault() {
+            *faults.entry(event.act.kind()).or_default() += 1;
+        }
+        stage.play(number, event);
+    }
+    sleep_until(began + Duration::from_millis(schedule.until_ms)).await;
+    if let Err(why) = heal(stage).await {
+        stage.judge.convict(&stage.world, "heals", why);
+    }
+    let judged = stage.judge.clients(|c| c.judge());
+    if let Err(why) = judged {
+        stage.judge.convict(&stage.world, "acknowledged", why);
+    }
+}
+
+/// Makes the fleet: one machine founds it, the others that are there from the beginning join.
+async fn make(stage: &Stage, schedule: &Schedule) -> Result<(), String> {
+    let world = &stage.world;
+    let name = node_name(0).parse().map_err(|_| "a machine's name is no name".to_owned())?;
+    world.start(0, Start::Init(Init { name, ipv4_pool: None, voters: schedule.voters }));
+    let made = async {
+        while world.machine(0).and_then(|m| m.life()).and_then(|l| l.served()).is_none() {
+            sleep(Duration::from_millis(50)).await;
+        }
+        for machine in 1..schedule.founders {
+            stage.join(machine, 0, false).await;
+        }
+        let whole = |n: usize| world.serving().len() >= n;
+        while !whole(schedule.founders) {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let late = |_| format!("the fleet was not made within {} s", MADE_MAX.as_secs());
+    timeout(MADE_MAX * u32::try_from(schedule.founders).unwrap_or(1), made).await.map_err(late)
+}
