@@ -3,14 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use raft_store::apply::Command;
-use raft_store::model::{Network, OverlayAddress, PublicKey, State};
-use tonic::{Request, Response, Status};
+use raft_store::model::{Name, Network, OverlayAddress, PublicKey, State};
+use tonic::{Code, Request, Response, Status};
 
 use super::{Api, list, name};
 use crate::daemon::{Daemon, Whereabouts};
 use crate::proto;
 use crate::proto::networks_server::Networks;
-use crate::status::{from_call, invalid, not_found};
+use crate::status::{detail, from_call, invalid, not_found, status};
 
 type Answer<T> = Result<Response<T>, Status>;
 

@@ -118,8 +118,11 @@ impl Invariant for Acknowledged {
 
 /// Tells whether some order of the calls, each between its beginning and its end, explains all answers.
 fn linearizable(calls: &[Call]) -> bool {
+    // A read that nobody saw the answer of explains nothing and hinders nothing.
+    let telling = calls.iter().filter(|c| c.answer.is_some() || c.ask != Ask::Read);
+    let telling: Vec<Call> = telling.cloned().collect();
     let mut tried = BTreeSet::new();
-    search(calls, &mut vec![false; calls.len()], None, &mut tried)
+    search(&telling, &mut vec![false; telling.len()], None, &mut tried)
 }
 
 fn search(
