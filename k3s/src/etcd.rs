@@ -85,6 +85,13 @@ pub struct View {
     endpoint: String,
 }
 
+impl View {
+    /// Makes a view, as the member at `endpoint` gave it.
+    pub fn new(members: Vec<Member>, endpoint: String) -> Self {
+        Self { members, endpoint }
+    }
+}
+
 /// What handing over the leadership came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HandOver {

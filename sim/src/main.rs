@@ -14,8 +14,12 @@ struct Cli {
 enum Command {
     /// Run one seed of the simulator: a whole fleet under virtual time, hurt and healed.
     Run(sim::chaos::cli::RunArgs),
+    /// Run many seeds.
+    Sweep(sim::chaos::cli::SweepArgs),
     /// Run a schedule from its file.
     Replay(sim::chaos::cli::ReplayArgs),
+    /// Make a failing schedule shorter while it fails in the same way.
+    Shrink(sim::chaos::cli::ShrinkArgs),
     /// Make, use, break and remove a lab.
     Lab(sim::lab::cli::LabArgs),
     /// Say what `lab up` would need to have installed.
@@ -59,6 +63,8 @@ fn main() -> std::process::ExitCode {
     }
     finish(match Cli::parse().command {
         Command::Run(args) => sim::chaos::cli::run_seed(&args),
+        Command::Sweep(args) => sim::chaos::cli::run_sweep(&args),
+        Command::Shrink(args) => sim::chaos::cli::shorten(&args),
         Command::Replay(args) => sim::chaos::cli::replay(&args),
         Command::Lab(args) => sim::lab::cli::run(args),
         Command::LabNeeds(args) => sim::lab::cli::needs(&args),

@@ -1,12 +1,21 @@
 //! `skein-sim run`, `sweep`, `replay`, `shrink`. Shell.
 
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
 use super::run::{Outcome, Wanted, run};
 use super::schedule::{Profile, Schedule};
+use super::shrink::shrink;
+use super::sweep::{Failure, Plan, sweep};
+
+/// The exit code of a run with a violation.
+const VIOLATED: u8 = 2;
+/// The exit code of a run that does not repeat.
+const DIFFERS: u8 = 3;
+/// How many runs a schedule may take to become shorter.
+const SHRINK_RUNS: usize = 400;
 
 /// `skein-sim run`.
 #[derive(Debug, Args)]
@@ -17,15 +26,25 @@ pub struct RunArgs {
     /// What kind of fleet, and how it is hurt.
     #[arg(long, value_enum, default_value_t)]
     profile: Profile,
+    #[command(flatten)]
+    how: How,
+    /// Write the schedule to this file.
+    #[arg(long, value_name = "FILE")]
+    schedule: Option<PathBuf>,
+    /// Do not make a failing schedule shorter.
+    #[arg(long)]
+    no_shrink: bool,
+}
+
+/// How a schedule is run.
+#[derive(Debug, Args)]
+struct How {
     /// Run it twice and compare the traces.
     #[arg(long)]
     twice: bool,
     /// Write the trace in words to this file.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Write the schedule to this file.
-    #[arg(long, value_name = "FILE")]
-    schedule: Option<PathBuf>,
 }
 
 /// `skein-sim replay`.
@@ -33,12 +52,57 @@ pub struct RunArgs {
 pub struct ReplayArgs {
     /// The schedule.
     file: PathBuf,
-    /// Run it twice and compare the traces.
+    #[command(flatten)]
+    how: How,
+}
+
+/// `skein-sim shrink`.
+#[derive(Debug, Args)]
+pub struct ShrinkArgs {
+    /// The schedule.
+    file: PathBuf,
+    /// Where to write the shorter one [default: beside it, as NAME.short.json].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// How many runs it may take.
+    #[arg(long, default_value_t = SHRINK_RUNS)]
+    runs: usize,
+}
+
+/// `skein-sim sweep`.
+#[derive(Debug, Args)]
+pub struct SweepArgs {
+    /// The seeds, as FIRST..END: the last one is END - 1.
+    #[arg(long, value_parser = seeds)]
+    seeds: (u64, u64),
+    /// What kind of fleet, and how it is hurt.
+    #[arg(long, value_enum, default_value_t)]
+    profile: Profile,
+    /// On how many threads.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Begin no seed after so many minutes.
+    #[arg(long, value_name = "M")]
+    minutes: Option<f64>,
+    /// Run each seed twice and compare the traces.
     #[arg(long)]
     twice: bool,
-    /// Write the trace in words to this file.
-    #[arg(long, value_name = "FILE")]
-    trace: Option<PathBuf>,
+    /// Go on after a violation.
+    #[arg(long)]
+    keep_going: bool,
+    /// Do not make failing schedules shorter.
+    #[arg(long)]
+    no_shrink: bool,
+    /// Where failing schedules are written.
+    #[arg(long, value_name = "DIR", default_value = "target/chaos")]
+    out: PathBuf,
+}
+
+fn seeds(text: &str) -> Result<(u64, u64), String> {
+    let parse = |t: &str| t.trim().parse::<u64>().map_err(|e| format!("{t:?}: {e}"));
+    let (from, to) = text.split_once("..").ok_or("write FIRST..END, such as 0..1000")?;
+    let (from, to) = (parse(from)?, parse(to)?);
+    if from < to { Ok((from, to)) } else { Err("there is no seed between them".into()) }
 }
 
 /// Runs a seed.
@@ -50,7 +114,8 @@ pub fn run_seed(args: &RunArgs) -> Result<u8, String> {
     if let Some(path) = &args.schedule {
         schedule.save(path)?;
     }
-    one(&schedule, args.twice, args.trace.as_deref())
+    let out = (!args.no_shrink).then(|| Path::new("target/chaos"));
+    one(&schedule, &args.how, out)
 }
 
 /// Runs a schedule from a file.
@@ -58,55 +123,160 @@ pub fn run_seed(args: &RunArgs) -> Result<u8, String> {
 /// # Errors
 /// When a file cannot be read or written, or the kernel gives no runtime.
 pub fn replay(args: &ReplayArgs) -> Result<u8, String> {
-    one(&Schedule::load(&args.file)?, args.twice, args.trace.as_deref())
+    one(&Schedule::load(&args.file)?, &args.how, None)
 }
 
-#[expect(clippy::print_stdout, reason = "this is what was asked for")]
-fn one(schedule: &Schedule, twice: bool, trace: Option<&std::path::Path>) -> Result<u8, String> {
-    let wanted = Wanted { text: trace.is_some(), ..Wanted::default() };
-    #[expect(clippy::disallowed_methods, reason = "how fast it is, is a matter of the real clock")]
+/// Makes a failing schedule shorter.
+///
+/// # Errors
+/// When a file cannot be read or written, or the schedule does not fail.
+pub fn shorten(args: &ShrinkArgs) -> Result<u8, String> {
+    let schedule = Schedule::load(&args.file)?;
+    let outcome = run(&schedule, &Wanted::default())?;
+    let Some(violation) = &outcome.violation else {
+        return Err(format!("{} violates nothing", args.file.display()));
+    };
+    let out = args.out.clone().unwrap_or_else(|| args.file.with_extension("short.json"));
+    shorter(&schedule, &violation.name, args.runs, &out)?;
+    Ok(0)
+}
+
+/// Runs many seeds.
+///
+/// # Errors
+/// When a file cannot be written, or the kernel gives no runtime.
+pub fn run_sweep(args: &SweepArgs) -> Result<u8, String> {
+    let plan = Plan {
+        from: args.seeds.0,
+        to: args.seeds.1,
+        profile: args.profile,
+        jobs: args.jobs,
+        limit: args.minutes.map(|m| Duration::from_secs_f64((m * 60.0).max(0.0))),
+        twice: args.twice,
+        keep_going: args.keep_going,
+        wanted: Wanted::default(),
+    };
+    let sum = sweep(&plan)?;
+    for failure in &sum.failures {
+        tell(&failure.schedule, &failure.outcome);
+        keep(failure, &args.out, !args.no_shrink)?;
+    }
+    say(&format!(
+        "{} seeds, {:.1} virtual hours, {} faults, {} calls judged, {} steps, in {:.1} s: {} failed",
+        sum.seeds,
+        sum.virtual_hours(),
+        sum.faults.values().sum::<u64>(),
+        sum.calls,
+        sum.steps,
+        sum.wall.as_secs_f64(),
+        sum.failures.len()
+    ));
+    let differs = sum.failures.iter().any(|f| f.differs.is_some());
+    Ok(if sum.failures.is_empty() {
+        0
+    } else if differs {
+        DIFFERS
+    } else {
+        VIOLATED
+    })
+}
+
+/// Writes down a failing schedule, and a shorter one.
+fn keep(failure: &Failure, dir: &Path, shrinks: bool) -> Result<(), String> {
+    let schedule = &failure.schedule;
+    if let Some(hash) = &failure.differs {
+        say(&format!(
+            "seed {} is not repeatable: its traces are {} and {hash}",
+            schedule.seed, failure.outcome.hash
+        ));
+    }
+    let Some(violation) = &failure.outcome.violation else { return Ok(()) };
+    std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let path = dir.join(format!("{}-{}.json", violation.name, schedule.seed));
+    schedule.save(&path)?;
+    say(&format!("to see it again: skein-sim replay {}", path.display()));
+    if shrinks {
+        shorter(schedule, &violation.name, SHRINK_RUNS, &path.with_extension("short.json"))?;
+    }
+    Ok(())
+}
+
+fn shorter(schedule: &Schedule, name: &str, runs: usize, out: &Path) -> Result<(), String> {
+    say(&format!("making it shorter, in at most {runs} runs"));
+    let fails = |candidate: &Schedule| {
+        let outcome = run(candidate, &Wanted::default());
+        outcome.is_ok_and(|o| o.violation.is_some_and(|v| v.name == name))
+    };
+    let shrunk = shrink(schedule, runs, fails);
+    shrunk.schedule.save(out)?;
+    let short = &shrunk.schedule;
+    say(&format!(
+        "{} events of {} on {} machines are enough, found in {} runs: skein-sim replay {}",
+        short.events.len(),
+        schedule.events.len(),
+        short.sites.len(),
+        shrunk.runs,
+        out.display()
+    ));
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "how fast it is, is a matter of the real clock")]
+fn one(schedule: &Schedule, how: &How, out: Option<&Path>) -> Result<u8, String> {
+    let wanted = Wanted { text: how.trace.is_some(), ..Wanted::default() };
     let began = Instant::now();
     let outcome = run(schedule, &wanted)?;
-    if let Some(path) = trace {
+    let wall = began.elapsed().as_secs_f64();
+    if let Some(path) = &how.trace {
         let text = outcome.text.join("\n") + "\n";
         std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))?;
     }
-    let wall = began.elapsed();
     let virtual_s = outcome.virtual_us as f64 / 1e6;
-    println!(
-        "{} machines, {} events, {virtual_s:.1} virtual seconds in {:.2} s ({:.0} per second), {} steps, {} calls judged",
+    say(&format!(
+        "{} machines, {} events, {virtual_s:.1} virtual seconds in {wall:.2} s ({:.0} per second), {} steps, {} calls judged",
         schedule.sites.len(),
         schedule.events.len(),
-        wall.as_secs_f64(),
-        virtual_s / wall.as_secs_f64(),
+        virtual_s / wall,
         outcome.steps,
         outcome.calls
-    );
-    let failed = report(schedule, &outcome);
-    if twice {
-        let again = run(schedule, &Wanted::default())?;
-        if again.hash != outcome.hash {
-            println!("not repeatable: the second trace is {}", again.hash);
-            println!("trace {}", outcome.hash);
-            return Ok(3);
+    ));
+    let mut code = 0;
+    if outcome.violation.is_some() {
+        tell(schedule, &outcome);
+        code = VIOLATED;
+        if let Some(dir) = out {
+            let failure =
+                Failure { schedule: schedule.clone(), outcome: outcome.clone(), differs: None };
+            keep(&failure, dir, true)?;
         }
     }
-    println!("trace {}", outcome.hash);
-    Ok(u8::from(failed))
+    if how.twice {
+        let again = run(schedule, &Wanted::default())?;
+        if again.hash != outcome.hash {
+            say(&format!("not repeatable: the second trace is {}", again.hash));
+            code = DIFFERS;
+        }
+    }
+    say(&format!("trace {}", outcome.hash));
+    Ok(code)
 }
 
-#[expect(clippy::print_stdout, reason = "this is what was asked for")]
-fn report(schedule: &Schedule, outcome: &Outcome) -> bool {
-    let Some(violation) = &outcome.violation else { return false };
-    println!(
-        "violated: {} at {:.3} s: {}\nseed {}, profile {:?}, commit {}",
+/// Tells of a violation.
+fn tell(schedule: &Schedule, outcome: &Outcome) {
+    let Some(violation) = &outcome.violation else { return };
+    say(&format!(
+        "violated: {} at {:.3} s of virtual time: {}\nseed {}, profile {:?}, commit {}",
         violation.name,
         violation.at_us as f64 / 1e6,
         violation.why,
         schedule.seed,
         schedule.profile,
         node::COMMIT
-    );
-    violation.nodes.iter().for_each(|line| println!("  {line}"));
-    true
+    ));
+    violation.nodes.iter().for_each(|line| say(&format!("  {line}")));
+}
+
+#[expect(clippy::print_stdout, reason = "this is what was asked for")]
+fn say(line: &str) {
+    println!("{line}");
 }

@@ -72,7 +72,8 @@ mod tests {
     fn streams_differ_by_every_part_of_their_key_and_repeat() {
         let first = |seed, purpose: &str, place: &[u64]| Draw::new(seed, purpose, place).number();
         assert_eq!(first(1, "net", &[1, 2]), first(1, "net", &[1, 2]));
-        for other in [first(2, "net", &[1, 2]), first(1, "disk", &[1, 2]), first(1, "net", &[2, 1])] {
+        for other in [first(2, "net", &[1, 2]), first(1, "disk", &[1, 2]), first(1, "net", &[2, 1])]
+        {
             assert_ne!(first(1, "net", &[1, 2]), other);
         }
     }

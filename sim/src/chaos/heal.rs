@@ -12,6 +12,7 @@ use super::invariant::acknowledged::{Ask, Told};
 use super::people::Person;
 use super::play::Stage;
 use super::world::life::{Life, Served};
+use super::world::stack::Asked;
 
 /// How long the fleet may take to be whole again.
 const BOUND: Duration = Duration::from_secs(90);
@@ -124,9 +125,8 @@ fn vip_lacks(stage: &Stage, state: &State, vip: &Vip, members: &[Member]) -> Opt
         return None;
     }
     let machine_of = |id: raft_store::model::NodeId| {
-        let found = members.iter().find(|m| {
-            m.life.who().is_some_and(|(_, member)| member.node == id)
-        });
+        let found =
+            members.iter().find(|m| m.life.who().is_some_and(|(_, member)| member.node == id));
         found.map(|m| m.machine)
     };
     let eligible: Vec<usize> = (state.servers(cluster.id).iter())
@@ -151,17 +151,47 @@ fn vip_lacks(stage: &Stage, state: &State, vip: &Vip, members: &[Member]) -> Opt
             let answers = stage.world.answers(member.machine, ip);
             if answers != holder {
                 let from = member.machine;
-                return Some(format!("from machine {from}, {ip} is answered by {answers:?}, not {holder:?}"));
+                return Some(format!(
+                    "from machine {from}, {ip} is answered by {answers:?}, not {holder:?}"
+                ));
             }
         }
     }
     None
 }
 
-/// Writes and reads once more through a member.
+async fn session_fails(stage: &Stage, state: &State, vip: &Vip, member: &Member) -> Option<String> {
+    let (world, from) = (&stage.world, member.machine);
+    let (uuid, _) = member.life.who()?;
+    let inside = state.node_by_uuid(uuid)?.networks.contains_key(&vip.network);
+    let holder = stage.holder(state, vip)?;
+    if !inside || !world.kubernetes().machine(holder).is_ready() {
+        return None;
+    }
+    for ip in vip.addresses() {
+        let asked = world.ask(from, ip).await;
+        if asked != Asked::By(holder) {
+            let name = &vip.name;
+            return Some(format!(
+                "asked from machine {from}, {name} at {ip} gave {asked:?}, not machine {holder}"
+            ));
+        }
+    }
+    None
+}
+
+/// Writes and reads once more through a member, and asks through each VIP from every machine of its network.
 async fn proof(stage: &Stage) -> Option<String> {
     let (_, state) = stage.judge.newest()?;
-    let member = members(stage, &state).ok()?.into_iter().next()?;
+    let members = members(stage, &state).ok()?;
+    for vip in state.vips.values().filter(|v| v.holder.is_some()) {
+        for member in &members {
+            if let Some(why) = session_fails(stage, &state, vip, member).await {
+                return Some(why);
+            }
+        }
+    }
+    let member = members.into_iter().next()?;
     let person = Person::new(&stage.world, &stage.judge, member.machine);
     let key = u32::try_from(stage.world.now_us() % 1_000_000).unwrap_or(1);
     for ask in [Ask::Put(key), Ask::Read, Ask::Remove] {

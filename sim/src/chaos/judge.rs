@@ -7,8 +7,11 @@ use raft_store::model::State;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use super::distort::distort;
+use super::invariant::no_secret::NoSecret;
 use super::invariant::{Applied, Invariant, Moment, Standing, acknowledged, all};
 use super::world::life::{Life, Served};
+use super::world::stack::Asked;
 use super::world::{World, lock};
 
 /// How often the whole fleet is looked at.
@@ -39,9 +42,14 @@ struct Bench {
 struct Docket {
     invariants: Vec<Box<dyn Invariant>>,
     acknowledged: acknowledged::Acknowledged,
+    no_secret: NoSecret,
+    told: Option<String>,
     newest: Option<(u64, Arc<State>)>,
     violation: Option<Violation>,
     faults: usize,
+    /// Those that are no daemon's own end or pause.
+    other_faults: usize,
+    asked: Vec<(String, u64, Asked)>,
 }
 
 impl Default for Judge {
@@ -49,9 +57,13 @@ impl Default for Judge {
         let docket = Docket {
             invariants: all(),
             acknowledged: acknowledged::Acknowledged::default(),
+            no_secret: NoSecret::default(),
+            told: None,
             newest: None,
             violation: None,
             faults: 0,
+            other_faults: 0,
+            asked: Vec::new(),
         };
         Self(Arc::new(Bench { state: Mutex::new(docket), found: Notify::new() }))
     }
@@ -66,6 +78,7 @@ impl Judge {
             loop {
                 let (index, state) = served.applied();
                 if index > seen {
+                    let state = distort(world.flaw(), &state);
                     seen = index;
                     judge.applied(&world, machine, index, &state);
                 }
@@ -77,13 +90,13 @@ impl Judge {
 
     fn applied(&self, world: &World, machine: usize, index: u64, state: &Arc<State>) {
         let mut docket = lock(&self.0.state);
-        let Docket { invariants, newest, acknowledged, .. } = &mut *docket;
+        let Docket { invariants, newest, acknowledged, no_secret, .. } = &mut *docket;
         let before = newest.as_ref().filter(|(known, _)| *known < index).map(|(_, s)| s.clone());
         let is_newest = newest.as_ref().is_none_or(|(known, _)| *known < index);
         let seen = Applied { index, before: before.as_deref(), state, machine };
         let checks = invariants.iter_mut().map(|i| &mut **i);
         let mut failed: Option<(&'static str, String)> = None;
-        for check in checks.chain([acknowledged as &mut dyn Invariant]) {
+        for check in checks.chain([acknowledged as &mut dyn Invariant, no_secret]) {
             if let Err(why) = check.applied(&seen)
                 && failed.is_none()
             {
@@ -109,12 +122,13 @@ impl Judge {
 
     fn look_once(&self, world: &World) {
         let serving = world.serving();
-        let standing: Vec<(usize, _, Arc<dyn Served>, Vec<sdwan::MeshSpec>)> = (serving.into_iter())
-            .filter_map(|(machine, life, served)| {
-                let meshes = world.machine(machine)?.devices.specs();
-                Some((machine, life, served, meshes))
-            })
-            .collect();
+        let standing: Vec<(usize, _, Arc<dyn Served>, Vec<sdwan::MeshSpec>)> = (serving
+            .into_iter())
+        .filter_map(|(machine, life, served)| {
+            let meshes = world.machine(machine)?.devices.specs();
+            Some((machine, life, served, meshes))
+        })
+        .collect();
         let nodes: Vec<Standing<'_>> = (standing.iter())
             .filter_map(|(machine, life, served, meshes)| {
                 let (_, member) = life.who()?;
@@ -124,6 +138,7 @@ impl Judge {
                     raft: served.raft(),
                     applied: served.applied(),
                     meshes,
+                    paused: world.machine(*machine).is_some_and(|m| m.is_paused()),
                     api_ready: world.kubernetes().machine(*machine).is_ready(),
                 })
             })
@@ -136,6 +151,7 @@ impl Judge {
             nodes: &nodes,
             founders: &founders,
             settled: docket.faults == 0,
+            net_settled: docket.other_faults == 0,
             newest: newest.as_ref(),
         };
         let mut failed: Option<(&'static str, String)> = None;
@@ -145,6 +161,9 @@ impl Judge {
             {
                 failed = Some((check.name(), why));
             }
+        }
+        if let Some(told) = docket.told.take() {
+            failed = Some(("no_secret", format!("a line of the log has a secret:{told}")));
         }
         drop(docket);
         if let Some((machine, tasks)) = world.panics().into_iter().next() {
@@ -183,15 +202,37 @@ impl Judge {
         lock(&self.0.state).newest.clone()
     }
 
+    /// Learns a secret, which must not be told.
+    pub fn learn(&self, secret: &str) {
+        lock(&self.0.state).no_secret.learn(secret);
+    }
+
+    /// Hears a line of the log.
+    pub fn line(&self, line: &str) {
+        // A line that is logged while the judge judges is its own.
+        let Ok(mut docket) = self.0.state.try_lock() else { return };
+        if let Err(told) = docket.no_secret.look(line) {
+            docket.told.get_or_insert(told);
+        }
+    }
+
     /// Notes that a fault begins.
-    pub fn fault_begins(&self) {
-        lock(&self.0.state).faults += 1;
+    pub fn fault_begins(&self, of_process: bool) {
+        let mut docket = lock(&self.0.state);
+        docket.faults += 1;
+        docket.other_faults += usize::from(!of_process);
     }
 
     /// Notes that a fault is over.
-    pub fn fault_ends(&self) {
+    pub fn fault_ends(&self, of_process: bool) {
         let mut docket = lock(&self.0.state);
         docket.faults = docket.faults.saturating_sub(1);
+        docket.other_faults = docket.other_faults.saturating_sub(usize::from(!of_process));
+    }
+
+    /// Notes what came of asking through a cluster's VIP.
+    pub fn asked(&self, cluster: &str, at_us: u64, asked: Asked) {
+        lock(&self.0.state).asked.push((cluster.to_owned(), at_us, asked));
     }
 
     /// Gives what clients did to the record of it.

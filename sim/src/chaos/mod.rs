@@ -1,16 +1,20 @@
 //! The whole fleet in one process, under one seed: real daemons in a simulated world.
 
 pub mod cli;
+pub mod distort;
 pub mod draw;
+pub mod flaw;
 pub mod heal;
 pub mod invariant;
 pub mod judge;
-pub mod nok3s;
-pub mod k3s;
 pub mod kernel;
+pub mod kube;
+pub mod log;
 pub mod people;
 pub mod play;
 pub mod run;
 pub mod schedule;
+pub mod shrink;
+pub mod sweep;
 pub mod trace;
 pub mod world;

@@ -90,9 +90,8 @@ impl Person {
         let id = self.request_id();
         self.judge.clients(|c| c.request(id.as_u128()));
         let request = CreateTicketRequest { request_id: id.to_string(), ..Default::default() };
-        let asked = || async {
-            FleetClient::new(self.channel()).create_ticket(request.clone()).await
-        };
+        let asked =
+            || async { FleetClient::new(self.channel()).create_ticket(request.clone()).await };
         let answer = self.tries(asked).await.ok()?.into_inner();
         let noted = self.judge.clients(|c| c.ticket(id.as_u128(), answer.id));
         if let Err(why) = noted {
@@ -186,8 +185,7 @@ impl Person {
 
     /// Makes a network.
     pub async fn create_network(&self, name: &str) {
-        let request =
-            proto::CreateNetworkRequest { name: name.to_owned(), ..Default::default() };
+        let request = proto::CreateNetworkRequest { name: name.to_owned(), ..Default::default() };
         let call = || async { NetworksClient::new(self.channel()).create(request.clone()).await };
         drop(self.tries(call).await);
     }

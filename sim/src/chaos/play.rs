@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use raft_store::model::{State, Vip};
 use tokio::time::sleep;
 
 use super::draw::Draw;
@@ -41,6 +42,14 @@ impl Stage {
         });
     }
 
+    /// Returns the machine of a VIP's holder.
+    pub fn holder(&self, state: &State, vip: &Vip) -> Option<usize> {
+        let uuid = state.nodes.get(&vip.holder?)?.uuid;
+        let all = self.world.machines().iter();
+        let mut lives = all.filter_map(|m| Some((m.number, m.life()?.who()?.0)));
+        lives.find(|(_, who)| *who == uuid).map(|(number, _)| number)
+    }
+
     /// What people do.
     async fn operate(&self, number: usize, act: &Act) {
         match act {
@@ -74,7 +83,29 @@ impl Stage {
                     self.world.scope().spawn("client", client);
                 }
             }
+            Act::Sessions { cluster, clients, calls, every_ms } => {
+                for from in clients {
+                    let sessions = self.clone().sessions(cluster.clone(), *from, *calls, *every_ms);
+                    self.world.scope().spawn("sessions", sessions);
+                }
+            }
+            Act::Spoof { machine, as_if, to } => self.world.spoof(*machine, *as_if, *to),
             _ => {}
+        }
+    }
+
+    /// Asks through a VIP, again and again.
+    async fn sessions(self, cluster: String, from: usize, calls: usize, every_ms: u64) {
+        for n in 0..calls {
+            let vip = self.judge.newest().and_then(|(_, state)| {
+                let name = format!("{cluster}-api");
+                state.vips.values().find(|v| v.name.as_str() == name).map(|v| v.addresses())
+            });
+            if let Some(addresses) = vip {
+                let asked = self.world.ask(from, addresses[n % 2]).await;
+                self.judge.asked(&cluster, self.world.now_us(), asked);
+            }
+            sleep(Duration::from_millis(every_ms)).await;
         }
     }
 
@@ -104,13 +135,14 @@ impl Stage {
     }
 
     async fn fault(&self, number: usize, act: &Act) {
-        self.judge.fault_begins();
+        let of_process = act.is_of_process();
+        self.judge.fault_begins(of_process);
         self.begin(number, act);
         if let Some(ms) = act.for_ms() {
             sleep(Duration::from_millis(ms)).await;
             self.end(number, act);
         }
-        self.judge.fault_ends();
+        self.judge.fault_ends(of_process);
     }
 
     fn begin(&self, number: usize, act: &Act) {
@@ -202,10 +234,8 @@ impl Stage {
         let world = &self.world;
         world.net().heal();
         for machine in world.machines() {
-            let lies = world.flaws().drives_lie;
-            machine.drive.set(|mode| {
-                *mode = super::world::disk::Mode { lies, ..Default::default() };
-            });
+            let flaw = world.flaw();
+            machine.drive.set(|mode| *mode = super::world::disk::Mode::flawed(flaw));
             let k3s = world.kubernetes().machine(machine.number);
             k3s.set_slow(1);
             k3s.set_never_ready(false);

@@ -7,15 +7,17 @@ use std::time::Duration;
 use node::enter::Init;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::flaw::Flaw;
 use super::heal::heal;
 use super::judge::{Judge, Violation};
 use super::kernel;
+use super::log::Listener;
 use super::people::node_name;
 use super::play::Stage;
 use super::schedule::Schedule;
 use super::trace::Trace;
 use super::world::life::Start;
-use super::world::{Flaws, Shape, World};
+use super::world::{Shape, World};
 
 /// How long the fleet may take to be made, without any fault.
 const MADE_MAX: Duration = Duration::from_secs(120);
@@ -26,7 +28,7 @@ pub struct Wanted {
     /// Its steps in words.
     pub text: bool,
     /// What is wrong with the world on purpose.
-    pub flaws: Flaws,
+    pub flaw: Option<Flaw>,
 }
 
 /// What came of a run.
@@ -74,11 +76,19 @@ pub fn run(schedule: &Schedule, wanted: &Wanted) -> Result<Outcome, String> {
 type Whole = (Judge, u64, BTreeMap<&'static str, u64>, Vec<u64>);
 
 async fn whole(schedule: &Schedule, wanted: &Wanted, trace: Arc<Trace>) -> Whole {
-    let shape = Shape { sites: schedule.sites.clone(), between_us: schedule.between_us };
+    let shape =
+        Shape { sites: schedule.sites.clone(), between_us: schedule.between_us, packets: true };
     let judge = Judge::default();
-    let world = World::new(schedule.seed, &shape, wanted.flaws.clone(), trace, judge.clone());
+    let _heard = tracing::subscriber::set_default(Listener::new(judge.clone()));
+    let world = World::new(schedule.seed, &shape, wanted.flaw, trace, judge.clone());
+    if wanted.flaw == Some(Flaw::SecondFounder) {
+        world.kubernetes().found_again();
+    }
     let stage = Stage { world: world.clone(), judge: judge.clone() };
     world.scope().spawn("looking", judge.clone().look(world.clone()));
+    if wanted.flaw == Some(Flaw::BlindPlanner) {
+        world.scope().spawn("forger", world.clone().speak_for_the_dead());
+    }
     let mut faults = BTreeMap::new();
     tokio::select! {
         biased;

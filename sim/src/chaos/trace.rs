@@ -117,7 +117,11 @@ mod tests {
             ((1, "call", &[1, 2], b"x"), (2, "disk", &[1][..], &b"y"[..]));
         assert_eq!(hash(&[a, b]), hash(&[a, b]));
         assert_ne!(hash(&[a, b]), hash(&[b, a]));
-        for other in [(9, "call", &[1, 2][..], &b"x"[..]), (1, "call", &[1, 3], b"x"), (1, "call", &[1, 2], b"z")] {
+        for other in [
+            (9, "call", &[1, 2][..], &b"x"[..]),
+            (1, "call", &[1, 3], b"x"),
+            (1, "call", &[1, 2], b"z"),
+        ] {
             assert_ne!(hash(&[a]), hash(&[other]));
         }
     }

@@ -93,7 +93,9 @@ impl Acknowledged {
         }
         for (name, calls) in &self.registers {
             if !linearizable(calls) {
-                return Err(format!("no order of the calls to {name} explains the answers: {calls:?}"));
+                return Err(format!(
+                    "no order of the calls to {name} explains the answers: {calls:?}"
+                ));
             }
         }
         Ok(())

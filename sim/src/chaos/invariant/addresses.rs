@@ -37,7 +37,8 @@ fn unique(state: &State) -> Result<(), String> {
         let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();
         let nodes = state.nodes.values().filter_map(|n| Some((n, n.networks.get(&network.id)?)));
         let nodes = nodes.map(|(n, a)| (n.name.to_string(), a.both().to_vec()));
-        let devices = network.devices.iter().map(|(n, d)| (n.to_string(), d.address.both().to_vec()));
+        let devices =
+            network.devices.iter().map(|(n, d)| (n.to_string(), d.address.both().to_vec()));
         let vips = state.vips.values().filter(|v| v.network == network.id);
         let vips = vips.map(|v| (format!("VIP {}", v.name), v.addresses().into_iter().collect()));
         for (owner, ips) in nodes.chain(devices).chain(vips) {

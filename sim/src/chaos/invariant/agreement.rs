@@ -51,7 +51,10 @@ impl Invariant for Agreement {
         }
         let where_ = self.states.get(&a.index).map(|other| differing(other, a.state));
         let (machine, index) = (a.machine, a.index);
-        Err(format!("machines {by} and {machine} differ at index {index}: {}", where_.unwrap_or_default()))
+        Err(format!(
+            "machines {by} and {machine} differ at index {index}: {}",
+            where_.unwrap_or_default()
+        ))
     }
 }
 

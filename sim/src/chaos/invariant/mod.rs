@@ -9,6 +9,8 @@
 //! | [`one_holder`] | one holder of a VIP in a generation, and generations only grow |
 //! | [`vip_table`] | every node sends a VIP's packets to the holder, and to nobody else |
 //! | [`drained_holder`] | a holder that is being drained lets go while somebody can take over |
+//! | [`lost_holder`] | a VIP leaves a holder that is gone |
+//! | [`lets_go`] | who no longer holds a VIP takes its address off |
 //! | [`one_founder`] | one machine founds a cluster |
 //! | [`no_way_back`] | an active cluster is never founded again |
 //! | [`addresses`] | overlay addresses and node ids belong to one node |
@@ -18,6 +20,8 @@ pub mod acknowledged;
 pub mod addresses;
 pub mod agreement;
 pub mod drained_holder;
+pub mod lets_go;
+pub mod lost_holder;
 pub mod no_secret;
 pub mod no_way_back;
 pub mod one_founder;
@@ -57,6 +61,8 @@ pub struct Standing<'a> {
     pub applied: (u64, Arc<State>),
     /// Its overlay devices.
     pub meshes: &'a [MeshSpec],
+    /// Whether its daemon stands still.
+    pub paused: bool,
     /// Whether the API server on it answers.
     pub api_ready: bool,
 }
@@ -71,6 +77,8 @@ pub struct Moment<'a> {
     pub founders: &'a [(String, Vec<usize>)],
     /// Whether no fault is on.
     pub settled: bool,
+    /// Whether the network, drives and clocks are well, whatever daemons do.
+    pub net_settled: bool,
     /// The newest state that any node has.
     pub newest: Option<&'a Arc<State>>,
 }
@@ -106,6 +114,8 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<one_holder::OneHolder>::default(),
         Box::<vip_table::VipTable>::default(),
         Box::<drained_holder::DrainedHolder>::default(),
+        Box::<lost_holder::LostHolder>::default(),
+        Box::<lets_go::LetsGo>::default(),
         Box::<one_founder::OneFounder>::default(),
         Box::<no_way_back::NoWayBack>::default(),
         Box::<addresses::Addresses>::default(),

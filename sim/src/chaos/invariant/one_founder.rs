@@ -24,7 +24,9 @@ impl Invariant for OneFounder {
             let known = *self.winners.entry(cluster.id).or_insert(founder);
             if known != founder {
                 let name = &cluster.name;
-                return Err(format!("cluster {name} was founded by node {known}, now by {founder}"));
+                return Err(format!(
+                    "cluster {name} was founded by node {known}, now by {founder}"
+                ));
             }
         }
         Ok(())

@@ -33,7 +33,9 @@ impl Invariant for OneHolder {
             let (index, newest) = self.newest.entry(id).or_insert((a.index, generation));
             if a.index >= *index && generation < *newest {
                 let name = &vip.name;
-                return Err(format!("VIP {name} went back from generation {newest} to {generation}"));
+                return Err(format!(
+                    "VIP {name} went back from generation {newest} to {generation}"
+                ));
             }
             if a.index >= *index {
                 (*index, *newest) = (a.index, generation);

@@ -158,6 +158,21 @@ impl Drawing {
             let every_ms = self.draw.within(20..=800);
             self.add(at, Act::Clients { clients, calls, every_ms });
         }
+        for _ in 0..self.draw.within(1..=3) {
+            let (at, machines, cluster) = (self.time(), self.machines, self.cluster());
+            let count = self.draw.within(1..=4);
+            let clients = (0..count).map(|_| self.draw.index(machines)).collect();
+            let calls = usize::try_from(self.draw.within(20..=80)).unwrap_or(20);
+            let every_ms = self.draw.within(100..=500);
+            self.add(at, Act::Sessions { cluster, clients, calls, every_ms });
+        }
+        for _ in 0..3 {
+            let (at, machine, as_if, to) =
+                (self.time(), self.machine(), self.machine(), self.machine());
+            if machine != as_if && machine != to {
+                self.add(at, Act::Spoof { machine, as_if, to });
+            }
+        }
     }
 
     fn faults(&mut self) {
@@ -234,8 +249,11 @@ impl Drawing {
         let from: BTreeSet<usize> =
             self.some(&mut all, usize::try_from(cut_off).unwrap_or(1)).into_iter().collect();
         // Between a few and all others, or to one alone: a partial view is harder than a clean cut.
-        let to: BTreeSet<usize> =
-            if self.draw.chance(700) { all.into_iter().collect() } else { all.into_iter().take(1).collect() };
+        let to: BTreeSet<usize> = if self.draw.chance(700) {
+            all.into_iter().collect()
+        } else {
+            all.into_iter().take(1).collect()
+        };
         let both = self.draw.chance(650);
         let effect = match self.draw.within(0..=9) {
             0..=3 => Effect::Cut,
@@ -274,9 +292,34 @@ mod tests {
                 }
             }
         }
-        for kind in ["join", "drain", "undrain", "move-vip", "terminate", "remove", "clog", "cut", "loss", "power-cut",
-            "wipe", "full-drive", "failing-drive", "clock-rate", "clock-jump", "k3s-lie", "k3s-never-ready", "clients",
-            "forge-ticket", "decommission", "duplication", "delay", "pause", "kill", "stop", "create-cluster"] {
+        for kind in [
+            "join",
+            "drain",
+            "undrain",
+            "move-vip",
+            "terminate",
+            "remove",
+            "clog",
+            "cut",
+            "loss",
+            "power-cut",
+            "wipe",
+            "full-drive",
+            "failing-drive",
+            "clock-rate",
+            "clock-jump",
+            "k3s-lie",
+            "k3s-never-ready",
+            "clients",
+            "forge-ticket",
+            "decommission",
+            "duplication",
+            "delay",
+            "pause",
+            "kill",
+            "stop",
+            "create-cluster",
+        ] {
             assert!(kinds.contains(kind), "{kind} is never drawn");
         }
     }

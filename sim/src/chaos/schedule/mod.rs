@@ -85,6 +85,10 @@ pub enum Act {
     Attach { machine: usize, network: String, via: usize },
     /// Clients write and read, so many calls each at this pace in milliseconds.
     Clients { clients: Vec<usize>, calls: usize, every_ms: u64 },
+    /// Clients ask the API server behind a cluster's VIP who it is, so many times each at this pace in milliseconds.
+    Sessions { cluster: String, clients: Vec<usize>, calls: usize, every_ms: u64 },
+    /// A machine sends packets under another one's address to a third.
+    Spoof { machine: usize, as_if: usize, to: usize },
     /// A machine's daemon is killed, and started again after so long.
     Kill { machine: usize, for_ms: u64 },
     /// A machine's daemon is told to end, and started again after so long.
@@ -136,6 +140,8 @@ impl Act {
             Self::CreateNetwork { .. } => "create-network",
             Self::Attach { .. } => "attach",
             Self::Clients { .. } => "clients",
+            Self::Sessions { .. } => "sessions",
+            Self::Spoof { .. } => "spoof",
             Self::Kill { .. } => "kill",
             Self::Stop { .. } => "stop",
             Self::PowerCut { .. } => "power-cut",
@@ -171,6 +177,14 @@ impl Act {
                     | Self::K3sCrash { .. }
                     | Self::K3sLie { .. }
             )
+    }
+
+    /// Tells whether it only ends, or holds up, a machine's daemon.
+    pub fn is_of_process(&self) -> bool {
+        matches!(
+            self,
+            Self::Kill { .. } | Self::Stop { .. } | Self::PowerCut { .. } | Self::Pause { .. }
+        )
     }
 
     /// Returns how long it lasts, in milliseconds, if it ends by itself.

@@ -65,7 +65,8 @@ impl SimChannel {
             // A client that gave up is no concern of the daemon.
             let _ = tx.send(body.collect().await.map(|body| (parts, body)));
         });
-        let answer = timeout(CALL_MAX, rx).await.map_err(|_| Status::deadline_exceeded("no answer"));
+        let answer =
+            timeout(CALL_MAX, rx).await.map_err(|_| Status::deadline_exceeded("no answer"));
         let answer = answer?.map_err(|_| Status::unavailable("connection reset"))?;
         let (parts, body) = answer.map_err(|e| Status::internal(e.to_string()))?;
         self.travel(self.to, self.from).await?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use raft_store::disk::{
-    Disk, DiskError, Disks, Done, Loaded, MetaKey, OpenError, SledOptions, SnapshotError,
+    Disk, DiskError, Disks, Done, Loaded, MetaKey, OpenError, Record, SledOptions, SnapshotError,
     SnapshotFiles, Snapshots, Write,
 };
 use raft_store::rt::Scope;
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::chaos::draw::Draw;
+use crate::chaos::flaw::Flaw;
 use crate::chaos::trace::Recorder;
 
 /// How long a note waits for a batch to go with.
@@ -33,13 +34,24 @@ pub struct Mode {
     pub full: bool,
     /// Whether every write fails.
     pub failing: bool,
-    /// Whether it acknowledges what is not durable yet: no disk may do that, and a test does it to see it found.
-    pub lies: bool,
+    /// What is wrong with it on purpose.
+    pub flaw: Option<Flaw>,
+}
+
+impl Mode {
+    /// Returns how a drive behaves that is well but for a flaw.
+    pub fn flawed(flaw: Option<Flaw>) -> Self {
+        Self { flaw, ..Self::default() }
+    }
+
+    fn lies(self) -> bool {
+        self.flaw == Some(Flaw::LyingDrive)
+    }
 }
 
 impl Default for Mode {
     fn default() -> Self {
-        Self { sync_us_min: 200, sync_us_max: 2_000, full: false, failing: false, lies: false }
+        Self { sync_us_min: 200, sync_us_max: 2_000, full: false, failing: false, flaw: None }
     }
 }
 
@@ -86,6 +98,18 @@ impl Stored {
         }
     }
 
+    /// Takes the command out of the newest entry that has one.
+    fn alter(&mut self) {
+        for bytes in self.durable.log.values_mut().rev() {
+            let Ok(mut record) = Record::from_bytes(bytes) else { continue };
+            if record.kind == 1 {
+                (record.kind, record.payload) = (0, Vec::new());
+                *bytes = record.to_bytes();
+                return;
+            }
+        }
+    }
+
     /// What lies there when it is opened next: of what was under way, as much as `survives` says of its number.
     fn settle(&mut self, power_cut: bool, mut survives: impl FnMut(u64) -> u64) {
         let lied = std::mem::take(&mut self.lied);
@@ -112,7 +136,9 @@ fn bytes_of(batch: &[Write]) -> Vec<u8> {
                 all.extend_from_slice(&index.to_be_bytes());
                 all.extend_from_slice(bytes);
             }
-            Write::TruncateFrom(at) | Write::PurgeTo(at) => all.extend_from_slice(&at.to_be_bytes()),
+            Write::TruncateFrom(at) | Write::PurgeTo(at) => {
+                all.extend_from_slice(&at.to_be_bytes())
+            }
             Write::Meta(_, value) => all.extend_from_slice(value),
         }
     }
@@ -157,9 +183,14 @@ impl Drive {
     /// Settles what was under way when the daemon, or with a power cut the machine, ended.
     pub fn crash(&self, power_cut: bool) {
         let mut state = self.lock();
-        let State { stores, draw, .. } = &mut *state;
+        let State { stores, draw, mode } = &mut *state;
         for stored in stores.values_mut() {
             stored.settle(power_cut, |n| draw.within(0..=n));
+            match mode.flaw {
+                Some(Flaw::ForgetfulVote) => drop(stored.durable.meta.remove(&MetaKey::Vote)),
+                Some(Flaw::AlteredEntry) => stored.alter(),
+                _ => {}
+            }
         }
     }
 
@@ -186,7 +217,7 @@ impl Drive {
         }
         let notes = std::mem::take(&mut stored.notes);
         let notes: Vec<Write> = notes.into_iter().map(|(k, v)| Write::Meta(k, v)).collect();
-        if mode.lies {
+        if mode.lies() {
             stored.lied.push_back([batch, &notes].concat());
         } else {
             stored.write(batch);
@@ -265,7 +296,7 @@ async fn write(drive: Arc<Drive>, dir: PathBuf, mut jobs: mpsc::UnboundedReceive
         };
         let mut all = vec![first];
         all.extend(std::iter::from_fn(|| jobs.try_recv().ok()));
-        let lies = drive.lock().mode.lies;
+        let lies = drive.lock().mode.lies();
         if !lies {
             sleep(drive.sync_takes()).await;
         }

@@ -25,11 +25,13 @@ use uuid::Uuid;
 
 use super::client::SimChannel;
 use super::disk::SimDisks;
+use super::host::HeardHost;
 use super::life::Life;
 use super::mesh::SimMesh;
 use super::wire::SimWire;
 use super::{Machine, World};
-use crate::chaos::nok3s::{SimEtcd, SimHost, SimKube, cluster_ca};
+use crate::chaos::flaw::Flaw;
+use crate::chaos::kube::{SimEtcd, SimKube, cluster_ca};
 
 /// A machine, also before it is a member.
 pub struct SimMachine {
@@ -81,7 +83,13 @@ impl MachinePort for SimMachine {
             let channel = SimChannel::anonymous(&self.world, self.machine.number, *endpoint);
             let Some(channel) = channel else { continue };
             match JoinClient::new(channel).redeem(request.clone()).await {
-                Ok(answer) => return Ok(answer.into_inner()),
+                Ok(answer) => {
+                    let mut answer = answer.into_inner();
+                    if self.world.flaw() == Some(Flaw::ReusedId) && self.machine.number % 2 == 0 {
+                        answer.node_id = 1;
+                    }
+                    return Ok(answer);
+                }
                 Err(s)
                     if matches!(
                         s.code(),
@@ -166,7 +174,7 @@ impl Server for SimServer {
 impl Env for SimEnv {
     type Server = SimServer;
     type Wire = SimWire;
-    type Host = SimHost;
+    type Host = HeardHost;
     type Mesh = SimMesh;
     type Kube = SimKube;
     type Etcd = SimEtcd;
@@ -193,12 +201,13 @@ impl Env for SimEnv {
         SimWire::new(self.here.world.clone(), self.number(), self.me, fleet)
     }
 
-    fn host(&self) -> SimHost {
-        self.here.world.kubernetes().machine(self.number()).host()
+    fn host(&self) -> HeardHost {
+        let inner = self.here.world.kubernetes().machine(self.number()).host();
+        HeardHost::new(inner, self.here.world.clone())
     }
 
     fn mesh(&self) -> SimMesh {
-        SimMesh::new(self.here.world.clone(), self.here.machine.clone())
+        SimMesh::new(self.here.world.clone(), self.here.machine.clone(), &self.life)
     }
 
     fn kube(

@@ -51,7 +51,12 @@ pub struct Life {
 /// What is reached of a daemon from outside.
 pub trait Served: Send + Sync {
     /// Serves a frame of another daemon.
-    fn frame(&self, from: Uuid, kind: u32, body: Bytes) -> BoxFuture<'static, Result<(u32, Bytes), Status>>;
+    fn frame(
+        &self,
+        from: Uuid,
+        kind: u32,
+        body: Bytes,
+    ) -> BoxFuture<'static, Result<(u32, Bytes), Status>>;
     /// Serves a call of the API.
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>>;
     /// Returns what it has applied, and up to which index.
@@ -68,7 +73,12 @@ struct Inside<D: Daemon> {
 }
 
 impl<D: Daemon> Served for Inside<D> {
-    fn frame(&self, from: Uuid, kind: u32, body: Bytes) -> BoxFuture<'static, Result<(u32, Bytes), Status>> {
+    fn frame(
+        &self,
+        from: Uuid,
+        kind: u32,
+        body: Bytes,
+    ) -> BoxFuture<'static, Result<(u32, Bytes), Status>> {
         let daemon = self.daemon.clone();
         async move { peer_frame(&daemon, from, kind, body).await }.boxed()
     }
@@ -96,7 +106,12 @@ impl<D: Daemon> Served for Inside<D> {
 
 impl Life {
     /// Lets others reach a daemon.
-    pub(super) fn serve<D: Daemon>(self: &Arc<Self>, world: &World, machine: usize, daemon: Arc<D>) {
+    pub(super) fn serve<D: Daemon>(
+        self: &Arc<Self>,
+        world: &World,
+        machine: usize,
+        daemon: Arc<D>,
+    ) {
         let api = Mutex::new(in_process(daemon.clone()));
         let served: Arc<dyn Served> = Arc::new(Inside { daemon, api });
         *lock(&self.served) = Some(served.clone());

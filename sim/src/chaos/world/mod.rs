@@ -4,10 +4,15 @@ pub mod client;
 pub mod disk;
 pub mod env;
 pub mod files;
+pub mod host;
 pub mod life;
 pub mod mesh;
 pub mod net;
 pub mod pki;
+pub mod session;
+pub mod stack;
+pub mod tamper;
+pub mod tcp;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -17,12 +22,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use raft_store::model::UnixMillis;
 use raft_store::rt::Scope;
+use uuid::Uuid;
 
 use crate::chaos::draw::Draw;
+use crate::chaos::flaw::Flaw;
 use crate::chaos::judge::Judge;
-use crate::chaos::nok3s::Kubernetes;
+use crate::chaos::kube::Kubernetes;
 use crate::chaos::trace::{Recorder, Trace};
-use disk::Drive;
+use bytes::Bytes;
+use disk::{Drive, Mode};
 use files::SimFiles;
 use life::Life;
 use net::Net;
@@ -38,13 +46,20 @@ pub struct Shape {
     pub sites: Vec<usize>,
     /// One way between sites, in microseconds.
     pub between_us: u64,
+    /// Whether packets flow through the overlay; without them a fleet of a thousand is simulated, too.
+    pub packets: bool,
 }
 
-/// What is wrong with this world on purpose, so that it can be seen to be found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Flaws {
-    /// Drives acknowledge what is not durable.
-    pub drives_lie: bool,
+thread_local! {
+    /// When the world of this thread began.
+    static DAWN: std::cell::Cell<Option<std::time::Instant>> = const { std::cell::Cell::new(None) };
+}
+
+/// A time stamp for handshakes that grows over restarts, with a number for those of one moment.
+fn stamp(now: std::time::Instant, number: u64) -> u64 {
+    let dawn = DAWN.get().unwrap_or(now);
+    let us = now.saturating_duration_since(dawn).as_micros();
+    u64::try_from(us).unwrap_or(u64::MAX).saturating_mul(16).saturating_add(number % 16) + 1
 }
 
 /// The world. Clones share it.
@@ -53,14 +68,17 @@ pub struct World(Arc<Inner>);
 
 struct Inner {
     seed: u64,
-    flaws: Flaws,
+    flaw: Option<Flaw>,
     recorder: Recorder,
     net: Net,
     machines: Vec<Arc<Machine>>,
     kubernetes: Kubernetes,
     /// Tasks of the world itself: packets under way, people at keyboards.
     scope: Scope,
+    packets: bool,
     judge: Judge,
+    /// The newest report of each machine; only a flawed world keeps them.
+    reports: Mutex<BTreeMap<usize, (Uuid, Bytes)>>,
     exchanges: AtomicU64,
 }
 
@@ -138,28 +156,31 @@ impl World {
     pub fn new(
         seed: u64,
         shape: &Shape,
-        flaws: Flaws,
+        flaw: Option<Flaw>,
         trace: Arc<Trace>,
         judge: Judge,
     ) -> Self {
         let recorder = Recorder::new(trace);
+        DAWN.set(Some(tokio::time::Instant::now().into_std()));
         let net = Net::new(seed, shape.sites.clone(), shape.between_us);
         let machines = 0..shape.sites.len();
         let machines: Vec<_> =
             machines.map(|n| Arc::new(Machine::new(n, seed, &recorder))).collect();
         for machine in &machines {
             net.give(address(shape.sites[machine.number], machine.number), machine.number);
-            machine.drive.set(|mode| mode.lies = flaws.drives_lie);
+            machine.drive.set(|mode| *mode = Mode::flawed(flaw));
         }
         let scope = Scope::seeded(Draw::new(seed, "world", &[]).bytes());
         Self(Arc::new_cyclic(|weak| Inner {
             seed,
-            flaws,
+            flaw,
             recorder,
             net,
             machines,
             kubernetes: Kubernetes::new(Arc::new(mesh::Reaching(weak.clone())), seed),
             scope,
+            packets: shape.packets,
+            reports: Mutex::default(),
             judge,
             exchanges: AtomicU64::new(0),
         }))
@@ -171,8 +192,8 @@ impl World {
     }
 
     /// Returns what is wrong with it on purpose.
-    pub fn flaws(&self) -> &Flaws {
-        &self.0.flaws
+    pub fn flaw(&self) -> Option<Flaw> {
+        self.0.flaw
     }
 
     /// Returns what takes in its steps.
@@ -208,6 +229,10 @@ impl World {
     /// Returns how much virtual time has passed, in microseconds.
     pub fn now_us(&self) -> u64 {
         self.0.recorder.now_us()
+    }
+
+    fn has_packets(&self) -> bool {
+        self.0.packets
     }
 
     fn next_exchange(&self) -> u64 {

@@ -70,8 +70,17 @@ impl SimWire {
             return Err(TransportError::Timeout(deadline));
         };
         let number = self.world.next_exchange();
-        let letter =
-            Letter { number, from: self.from, to, me: self.me, fleet: self.fleet, addressee, kind, body };
+        self.world.remember_report(self.from, self.me, kind, &body);
+        let letter = Letter {
+            number,
+            from: self.from,
+            to,
+            me: self.me,
+            fleet: self.fleet,
+            addressee,
+            kind,
+            body,
+        };
         let numbers = [number, self.from as u64, to as u64, u64::from(kind)];
         self.world.recorder().note("call", &numbers, &letter.body);
         let (tx, rx) = oneshot::channel();
@@ -82,7 +91,8 @@ impl SimWire {
             return Err(TransportError::Timeout(deadline));
         }
         for arrival in fate {
-            let travel = carry(self.world.clone(), letter.clone(), arrival, deadline, answers.take());
+            let travel =
+                carry(self.world.clone(), letter.clone(), arrival, deadline, answers.take());
             self.world.scope().spawn("wire", travel);
         }
         match timeout(deadline, rx).await {
@@ -147,22 +157,22 @@ async fn arrive(world: &World, letter: &Letter) -> Option<Answer> {
         return refused("invalid peer certificate: not valid for name");
     }
     let (tx, rx) = oneshot::channel();
-    let (from, kind, body) = (letter.me, letter.kind, letter.body.clone());
+    let (from, kind) = (letter.me, letter.kind);
+    let body = world.tampered(kind, world.next_exchange(), letter.body.clone());
     life.scope.spawn("inbound", async move {
         // The asker's machine may be gone.
         let _ = tx.send(served.frame(from, kind, body).await);
     });
     match rx.await {
-        Ok(Ok(message)) => Some(Ok(message)),
+        Ok(Ok((kind, body))) => Some(Ok((kind, world.tampered_answer(kind, body)))),
         Ok(Err(status)) => Some(Err(match status.code() {
             Code::Unavailable | Code::Unknown | Code::Cancelled => {
                 TransportError::Unreachable(status.message().to_owned())
             }
             _ => TransportError::Refused(status.message().to_owned()),
         })),
-        Err(_) => died(world, letter, &life).then(|| {
-            Err(TransportError::Unreachable("connection reset".to_owned()))
-        }),
+        Err(_) => died(world, letter, &life)
+            .then(|| Err(TransportError::Unreachable("connection reset".to_owned()))),
     }
 }
 

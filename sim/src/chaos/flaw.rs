@@ -1,0 +1,110 @@
+//! What can be wrong with a world on purpose, each through one of the daemon's ports, so that it is seen to be found. Pure.
+
+use serde::{Deserialize, Serialize};
+
+/// One defect.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flaw {
+    /// A drive acknowledges what is not durable.
+    LyingDrive,
+    /// A drive forgets votes when the daemon ends.
+    ForgetfulVote,
+    /// A drive gives another entry back than it was given.
+    AlteredEntry,
+    /// A leader hears that silent nodes are well: it plans as if nobody could be lost.
+    BlindPlanner,
+    /// Reports never say that a VIP's address is in place: a planned move is never confirmed.
+    MuteHolder,
+    /// A node keeps sending a VIP's packets to its first holder, whatever the generation.
+    DeafReceiver,
+    /// A device keeps every VIP that it ever held.
+    ClingingHolder,
+    /// A tunnel takes any source from any peer.
+    OpenTunnel,
+    /// A repeated request has another id: it is carried out again.
+    ForgottenRequest,
+    /// A read does not wait for what was acknowledged before it.
+    StaleRead,
+    /// A machine that joins is told the id of another node.
+    ReusedId,
+    /// `apply` gives a newcomer the address of another node.
+    DoubledAddress,
+    /// `apply` sends an active cluster back to its founding.
+    RevivedFounding,
+    /// A VIP moves without another generation.
+    StuckGeneration,
+    /// A server that should join founds a cluster of its own.
+    SecondFounder,
+    /// A host's error repeats a secret.
+    TalkativeHost,
+}
+
+impl Flaw {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::LyingDrive,
+        Self::ForgetfulVote,
+        Self::AlteredEntry,
+        Self::BlindPlanner,
+        Self::MuteHolder,
+        Self::DeafReceiver,
+        Self::ClingingHolder,
+        Self::OpenTunnel,
+        Self::ForgottenRequest,
+        Self::StaleRead,
+        Self::ReusedId,
+        Self::DoubledAddress,
+        Self::RevivedFounding,
+        Self::StuckGeneration,
+        Self::SecondFounder,
+        Self::TalkativeHost,
+    ];
+
+    /// Says in words what is wrong.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::LyingDrive => "a drive acknowledges what is not durable",
+            Self::ForgetfulVote => "a drive forgets votes over a restart",
+            Self::AlteredEntry => "a drive gives another entry back than it was given",
+            Self::BlindPlanner => "the leader plans as if nobody could be lost",
+            Self::MuteHolder => "the next holder never confirms that it has the address",
+            Self::DeafReceiver => "a receiver ignores newer generations of a VIP",
+            Self::ClingingHolder => "a holder never lets go of the address",
+            Self::OpenTunnel => "a tunnel takes any source from any peer",
+            Self::ForgottenRequest => "a repeated request is carried out again",
+            Self::StaleRead => "a read does not wait for what was acknowledged",
+            Self::ReusedId => "a join gives away a node id a second time",
+            Self::DoubledAddress => "apply gives a newcomer the address of another node",
+            Self::RevivedFounding => "apply sends an active cluster back to its founding",
+            Self::StuckGeneration => "a VIP moves without another generation",
+            Self::SecondFounder => "a server that should join founds a cluster",
+            Self::TalkativeHost => "an error message repeats a secret",
+        }
+    }
+
+    /// The invariants of which one must find it.
+    pub fn found_by(self) -> &'static [&'static str] {
+        match self {
+            Self::LyingDrive => &["agreement", "acknowledged", "one_leader", "terms", "one_holder"],
+            Self::ForgetfulVote => &["terms", "one_leader"],
+            Self::AlteredEntry => &["agreement"],
+            Self::DoubledAddress => &["addresses"],
+            Self::RevivedFounding => &["no_way_back"],
+            Self::StuckGeneration => &["one_holder"],
+            Self::BlindPlanner => &["lost_holder"],
+            Self::MuteHolder => &["drained_holder"],
+            Self::DeafReceiver => &["vip_table"],
+            Self::ClingingHolder => &["lets_go"],
+            Self::OpenTunnel => &["delivery"],
+            Self::ForgottenRequest | Self::StaleRead => &["acknowledged"],
+            Self::ReusedId => {
+                &["addresses", "terms", "agreement", "one_leader", "heals", "no_panic"]
+            }
+            Self::SecondFounder => &["one_founder"],
+            Self::TalkativeHost => &["no_secret"],
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What a flawed world does to frames on their way. Shell; a sound world never comes here.
+
+use bytes::Bytes;
+use node::frames;
+use raft_store::raft::kind;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::World;
+use crate::chaos::draw::Draw;
+use crate::chaos::flaw::Flaw;
+
+impl World {
+    /// Returns the body with which a frame arrives.
+    pub(super) fn tampered(&self, kind: u32, number: u64, body: Bytes) -> Bytes {
+        match (self.flaw(), kind) {
+            (Some(Flaw::MuteHolder), frames::kind::REPORT) => {
+                changed(&body, |report| report["vips"] = Value::Array(Vec::new()))
+            }
+            (Some(Flaw::ForgottenRequest), kind::PROPOSE) => {
+                let bytes = Draw::new(self.seed(), "another request", &[number]).bytes();
+                let id = uuid::Builder::from_random_bytes(std::array::from_fn(|i| bytes[i]));
+                let id: Uuid = id.into_uuid();
+                changed(&body, |command| command["body"]["request"] = id.to_string().into())
+            }
+            _ => body,
+        }
+    }
+
+    /// Returns the body with which an answer comes back.
+    pub(super) fn tampered_answer(&self, kind: u32, body: Bytes) -> Bytes {
+        match (self.flaw(), kind) {
+            // Done, up to index 0: the caller waits for nothing.
+            (Some(Flaw::StaleRead), kind::READ_INDEX) => Bytes::new(),
+            _ => body,
+        }
+    }
+
+    /// Keeps a machine's newest report, to be repeated when it is silent.
+    pub(super) fn remember_report(&self, from: usize, who: Uuid, kind: u32, body: &Bytes) {
+        if self.flaw() == Some(Flaw::BlindPlanner) && kind == frames::kind::REPORT {
+            super::lock(&self.0.reports).insert(from, (who, body.clone()));
+        }
+    }
+
+    /// Tells whoever leads that silent machines are well, for ever.
+    pub async fn speak_for_the_dead(self) {
+        loop {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            let reports = super::lock(&self.0.reports).clone();
+            for (from, (who, body)) in reports {
+                let silent = self.machine(from).is_none_or(|m| m.life().is_none() || m.is_paused());
+                let serving = self.serving();
+                let leads = serving.iter().find(|(_, _, served)| {
+                    let raft = served.raft();
+                    raft.leader == Some(raft.id)
+                });
+                if let Some((_, _, served)) = leads.filter(|_| silent) {
+                    // A leader that is no more does not answer.
+                    let told = served.frame(who, frames::kind::REPORT, body);
+                    let _ = tokio::time::timeout(std::time::Duration::from_millis(50), told).await;
+                }
+            }
+        }
+    }
+}
+
+fn changed(body: &Bytes, change: impl FnOnce(&mut Value)) -> Bytes {
+    match serde_json::from_slice::<Value>(body) {
+        Ok(mut value) => {
+            change(&mut value);
+            serde_json::to_vec(&value).map_or_else(|_| body.clone(), Into::into)
+        }
+        Err(_) => body.clone(),
+    }
+}
