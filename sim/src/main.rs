@@ -20,6 +20,8 @@ enum Command {
     Replay(sim::chaos::cli::ReplayArgs),
     /// Make a failing schedule shorter while it fails in the same way.
     Shrink(sim::chaos::cli::ShrinkArgs),
+    /// Show that the simulator can fail: worlds with a defect each, and how soon it is found.
+    Flaws(sim::chaos::flaws::FlawsArgs),
     /// Make, use, break and remove a lab.
     Lab(sim::lab::cli::LabArgs),
     /// Say what `lab up` would need to have installed.
@@ -66,6 +68,7 @@ fn main() -> std::process::ExitCode {
         Command::Sweep(args) => sim::chaos::cli::run_sweep(&args),
         Command::Shrink(args) => sim::chaos::cli::shorten(&args),
         Command::Replay(args) => sim::chaos::cli::replay(&args),
+        Command::Flaws(args) => sim::chaos::flaws::flaws(&args),
         Command::Lab(args) => sim::lab::cli::run(args),
         Command::LabNeeds(args) => sim::lab::cli::needs(&args),
         Command::Probe(args) => sim::probe::run(&args),

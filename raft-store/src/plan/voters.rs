@@ -52,12 +52,11 @@ pub fn voters_wanted(nodes: usize, limit: u8) -> usize {
 /// Tells whether Raft still needs the vote of a node that was removed from the fleet.
 ///
 /// The vote of a removed node ends with a change of membership, which a majority of the present voters must
-/// accept. Where those that stay are no majority, as when the only voter is removed, the removed one has to be
-/// heard until its vote is gone; elsewhere it is refused at once.
+/// accept. Which of the others are alive is not known here, so it is heard until its vote is gone: a moment where
+/// they are a majority, and where they are none there would be no end to it.
 pub fn quorum_needs(state: &State, voters: &BTreeSet<NodeId>, removed: Uuid) -> bool {
     let votes = |id: &NodeId| state.retired.get(id).is_some_and(|r| r.uuid == removed);
-    let staying = voters.iter().filter(|id| !state.retired.contains_key(id)).count();
-    voters.iter().any(votes) && staying < voters.len() / 2 + 1
+    voters.iter().any(votes)
 }
 
 /// Decides the next change of Raft's membership, if any is due.

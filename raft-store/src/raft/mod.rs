@@ -15,4 +15,4 @@ pub use machine::{Published, StateMachine};
 pub use net::{Frame, Transport, TransportError, kind};
 pub use store::{Profile, RaftStatus, Store, StoreConfig, StoreError, is_in_use, is_put_aside};
 pub use types::{Member, TypeConfig};
-pub use wire::committed_index;
+pub use wire::{committed_index, granted_vote};

@@ -196,6 +196,13 @@ pub fn committed_index(bytes: &[u8]) -> Option<u64> {
     WireLogId::decode(bytes).ok().map(|id| id.index)
 }
 
+/// Returns the term and the candidate of a vote that was granted, for whoever watches the wire.
+pub fn granted_vote(request: &[u8], answer: &[u8]) -> Option<(u64, u64)> {
+    let asked = WireVoteRequest::decode(request).ok()?.vote;
+    let granted = WireVoteResponse::decode(answer).ok()?.granted;
+    granted.then_some((asked.term, asked.node))
+}
+
 pub(crate) fn get_log_id(id: &WireLogId) -> Result<LogId, WireError> {
     let leader_id = get_leader_id(id.term, id.node)?;
     if id.index > NUMBER_MAX {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::report::page;
 use super::run::{Outcome, Wanted, run};
 use super::schedule::{Profile, Schedule};
 use super::shrink::shrink;
@@ -45,6 +46,9 @@ struct How {
     /// Write the trace in words to this file.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Write a page that shows the run to this folder.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
 }
 
 /// `skein-sim replay`.
@@ -93,6 +97,9 @@ pub struct SweepArgs {
     /// Do not make failing schedules shorter.
     #[arg(long)]
     no_shrink: bool,
+    /// Write a page for each failing seed to this folder.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// Where failing schedules are written.
     #[arg(long, value_name = "DIR", default_value = "target/chaos")]
     out: PathBuf,
@@ -159,6 +166,9 @@ pub fn run_sweep(args: &SweepArgs) -> Result<u8, String> {
     let sum = sweep(&plan)?;
     for failure in &sum.failures {
         tell(&failure.schedule, &failure.outcome);
+        if let Some(dir) = &args.report {
+            show(dir, &failure.schedule, &failure.outcome)?;
+        }
         keep(failure, &args.out, !args.no_shrink)?;
     }
     say(&format!(
@@ -231,6 +241,9 @@ fn one(schedule: &Schedule, how: &How, out: Option<&Path>) -> Result<u8, String>
         let text = outcome.text.join("\n") + "\n";
         std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))?;
     }
+    if let Some(dir) = &how.report {
+        show(dir, schedule, &outcome)?;
+    }
     let virtual_s = outcome.virtual_us as f64 / 1e6;
     say(&format!(
         "{} machines, {} events, {virtual_s:.1} virtual seconds in {wall:.2} s ({:.0} per second), {} steps, {} calls judged",
@@ -259,6 +272,19 @@ fn one(schedule: &Schedule, how: &How, out: Option<&Path>) -> Result<u8, String>
     }
     say(&format!("trace {}", outcome.hash));
     Ok(code)
+}
+
+/// Writes the page of a run.
+fn show(dir: &Path, schedule: &Schedule, outcome: &Outcome) -> Result<(), String> {
+    std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let name = format!("seed-{}", schedule.seed);
+    let (json, html) = (dir.join(format!("{name}.json")), dir.join(format!("{name}.html")));
+    schedule.save(&json)?;
+    let replay = format!("skein-sim replay {}", json.display());
+    let text = page(schedule, outcome, &replay);
+    std::fs::write(&html, text).map_err(|e| format!("{}: {e}", html.display()))?;
+    say(&format!("report {}", html.display()));
+    Ok(())
 }
 
 /// Tells of a violation.

@@ -88,8 +88,10 @@ impl Flaw {
     /// The invariants of which one must find it.
     pub fn found_by(self) -> &'static [&'static str] {
         match self {
-            Self::LyingDrive => &["agreement", "acknowledged", "one_leader", "terms", "one_holder"],
-            Self::ForgetfulVote => &["terms", "one_leader"],
+            Self::LyingDrive => {
+                &["agreement", "acknowledged", "one_leader", "one_vote", "one_holder", "heals"]
+            }
+            Self::ForgetfulVote => &["one_vote", "one_leader"],
             Self::AlteredEntry => &["agreement"],
             Self::DoubledAddress => &["addresses"],
             Self::RevivedFounding => &["no_way_back"],
@@ -101,7 +103,7 @@ impl Flaw {
             Self::OpenTunnel => &["delivery"],
             Self::ForgottenRequest | Self::StaleRead => &["acknowledged"],
             Self::ReusedId => {
-                &["addresses", "terms", "agreement", "one_leader", "heals", "no_panic"]
+                &["addresses", "one_vote", "agreement", "one_leader", "heals", "no_panic"]
             }
             Self::SecondFounder => &["one_founder"],
             Self::TalkativeHost => &["no_secret"],

@@ -9,7 +9,9 @@ use tokio::time::sleep;
 
 use super::distort::distort;
 use super::invariant::no_secret::NoSecret;
+use super::invariant::one_vote::OneVote;
 use super::invariant::{Applied, Invariant, Moment, Standing, acknowledged, all};
+use super::story::{Now, Reached, Story};
 use super::world::life::{Life, Served};
 use super::world::stack::Asked;
 use super::world::{World, lock};
@@ -43,13 +45,16 @@ struct Docket {
     invariants: Vec<Box<dyn Invariant>>,
     acknowledged: acknowledged::Acknowledged,
     no_secret: NoSecret,
+    votes: OneVote,
     told: Option<String>,
     newest: Option<(u64, Arc<State>)>,
     violation: Option<Violation>,
     faults: usize,
     /// Those that are no daemon's own end or pause.
     other_faults: usize,
-    asked: Vec<(String, u64, Asked)>,
+    story: Story,
+    /// When the fleet was looked at last, in milliseconds.
+    looked_ms: u64,
 }
 
 impl Default for Judge {
@@ -58,12 +63,14 @@ impl Default for Judge {
             invariants: all(),
             acknowledged: acknowledged::Acknowledged::default(),
             no_secret: NoSecret::default(),
+            votes: OneVote::default(),
             told: None,
             newest: None,
             violation: None,
             faults: 0,
             other_faults: 0,
-            asked: Vec::new(),
+            story: Story::default(),
+            looked_ms: 0,
         };
         Self(Arc::new(Bench { state: Mutex::new(docket), found: Notify::new() }))
     }
@@ -154,6 +161,9 @@ impl Judge {
             net_settled: docket.other_faults == 0,
             newest: newest.as_ref(),
         };
+        let (before_ms, at_ms) = (docket.looked_ms, moment.at_us / 1_000);
+        docket.story.moment(before_ms, at_ms, &standing_now(&nodes, newest.as_ref()));
+        docket.looked_ms = at_ms;
         let mut failed: Option<(&'static str, String)> = None;
         for check in &mut docket.invariants {
             if let Err(why) = check.moment(&moment)
@@ -202,6 +212,14 @@ impl Judge {
         lock(&self.0.state).newest.clone()
     }
 
+    /// Takes in a vote that a node granted.
+    pub fn voted(&self, world: &World, voter: u64, term: u64, candidate: u64) {
+        let granted = lock(&self.0.state).votes.granted(voter, term, candidate);
+        if let Err(why) = granted {
+            self.convict(world, "one_vote", why);
+        }
+    }
+
     /// Learns a secret, which must not be told.
     pub fn learn(&self, secret: &str) {
         lock(&self.0.state).no_secret.learn(secret);
@@ -232,13 +250,48 @@ impl Judge {
 
     /// Notes what came of asking through a cluster's VIP.
     pub fn asked(&self, cluster: &str, at_us: u64, asked: Asked) {
-        lock(&self.0.state).asked.push((cluster.to_owned(), at_us, asked));
+        let how = match asked {
+            Asked::By(_) => "yes",
+            Asked::Refused => "refused",
+            Asked::Silence => "silence",
+        };
+        let reached = Reached { at_ms: at_us / 1_000, cluster: cluster.to_owned(), how };
+        lock(&self.0.state).story.reached.push(reached);
+    }
+
+    /// Notes that the fleet was made.
+    pub fn made(&self, at_us: u64) {
+        lock(&self.0.state).story.made_ms = at_us / 1_000;
+    }
+
+    /// Returns what the run looked like over time.
+    pub fn story(&self) -> Story {
+        lock(&self.0.state).story.clone()
     }
 
     /// Gives what clients did to the record of it.
     pub fn clients<T>(&self, note: impl FnOnce(&mut acknowledged::Acknowledged) -> T) -> T {
         note(&mut lock(&self.0.state).acknowledged)
     }
+}
+
+/// Says what is so now, for the story.
+fn standing_now(nodes: &[Standing<'_>], newest: Option<&Arc<State>>) -> Vec<Now> {
+    let mut now = Vec::new();
+    let mut add = |machine: usize, kind: &str, detail: String| {
+        now.push(Now { machine, kind: kind.to_owned(), detail });
+    };
+    for node in nodes {
+        add(node.machine, if node.paused { "paused" } else { "up" }, String::new());
+        if node.raft.leader == Some(node.raft.id) {
+            add(node.machine, "leads", format!("term {}", node.raft.term));
+        }
+        let vips = newest.into_iter().flat_map(|s| s.vips.values());
+        for vip in vips.filter(|v| v.holder.is_some_and(|h| h.0 == node.node)) {
+            add(node.machine, "holds", vip.name.to_string());
+        }
+    }
+    now
 }
 
 /// Says of each machine in one line how it stands.

@@ -15,6 +15,7 @@ use super::log::Listener;
 use super::people::node_name;
 use super::play::Stage;
 use super::schedule::Schedule;
+use super::story::Story;
 use super::trace::Trace;
 use super::world::life::Start;
 use super::world::{Shape, World};
@@ -48,6 +49,8 @@ pub struct Outcome {
     pub calls: usize,
     /// Messages that each machine sent.
     pub sent: Vec<u64>,
+    /// What it looked like over time.
+    pub story: Story,
     /// The steps in words, if they were wanted.
     pub text: Vec<String>,
 }
@@ -69,6 +72,7 @@ pub fn run(schedule: &Schedule, wanted: &Wanted) -> Result<Outcome, String> {
         faults,
         calls: judge.clients(|c| c.count()),
         sent,
+        story: judge.story(),
         text: kept.text(),
     })
 }
@@ -106,6 +110,7 @@ async fn happen(stage: &Stage, schedule: &Schedule, faults: &mut BTreeMap<&'stat
         stage.judge.convict(&stage.world, "made", why);
         return;
     }
+    stage.judge.made(stage.world.now_us());
     let began = Instant::now();
     for (number, event) in schedule.events.iter().enumerate() {
         sleep_until(began + Duration::from_millis(event.at_ms)).await;

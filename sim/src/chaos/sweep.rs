@@ -131,6 +131,8 @@ fn collect(
                 let (schedule, outcome, differs) = message?;
                 sum.add(&outcome);
                 if outcome.violation.is_some() || differs.is_some() {
+                    let what = outcome.violation.as_ref().map_or("not repeatable", |v| &v.name);
+                    show(&format!("seed {}: {what}", schedule.seed), terminal, true);
                     sum.failures.push(Failure { schedule, outcome, differs });
                     if !plan.keep_going {
                         stop.store(true, Ordering::Relaxed);

@@ -118,55 +118,122 @@ impl Invariant for Acknowledged {
     }
 }
 
+/// The value of a register into which a call without an answer put a key that no read ever showed. All such keys are
+/// alike, which keeps the search small.
+const UNSEEN: u32 = u32::MAX;
+
 /// Tells whether some order of the calls, each between its beginning and its end, explains all answers.
 fn linearizable(calls: &[Call]) -> bool {
-    // A read that nobody saw the answer of explains nothing and hinders nothing.
-    let telling = calls.iter().filter(|c| c.answer.is_some() || c.ask != Ask::Read);
-    let telling: Vec<Call> = telling.cloned().collect();
-    let mut tried = BTreeSet::new();
-    search(&telling, &mut vec![false; telling.len()], None, &mut tried)
+    let shown: BTreeSet<u32> = (calls.iter())
+        .filter_map(|c| match c.answer {
+            Some((_, Told::Value(value))) => value,
+            _ => None,
+        })
+        .collect();
+    let mut answered = Vec::new();
+    let mut lost: BTreeMap<(bool, u32), Vec<u64>> = BTreeMap::new();
+    for call in calls {
+        match (&call.answer, &call.ask) {
+            (Some(_), _) => answered.push(call.clone()),
+            // Explains nothing and hinders nothing.
+            (None, Ask::Read) => {}
+            (None, Ask::Put(key)) => {
+                let key = if shown.contains(key) { *key } else { UNSEEN };
+                lost.entry((true, key)).or_default().push(call.from_us);
+            }
+            (None, Ask::Remove) => lost.entry((false, 0)).or_default().push(call.from_us),
+        }
+    }
+    lost.values_mut().for_each(|begun| begun.sort_unstable());
+    let lost: Vec<((bool, u32), Vec<u64>)> = lost.into_iter().collect();
+    answered.sort_by_key(|c| c.from_us);
+    let mut search = Search { answered: &answered, lost: &lost, tried: BTreeSet::new() };
+    let begin = Place { done: BTreeSet::new(), first: 0, used: vec![0; lost.len()], value: None };
+    search.explains(&begin)
 }
 
-fn search(
-    calls: &[Call],
-    done: &mut Vec<bool>,
+/// How far an order has come.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    /// All answered calls before this one are in the order.
+    first: usize,
+    /// And these behind it.
+    done: BTreeSet<usize>,
+    /// How many calls of each kind without an answer are in it.
+    used: Vec<usize>,
     value: Option<u32>,
-    tried: &mut BTreeSet<(Vec<bool>, Option<u32>)>,
-) -> bool {
-    let answered = |i: usize| calls[i].answer.is_some();
-    if (0..calls.len()).all(|i| done[i] || !answered(i)) {
-        return true;
-    }
-    if !tried.insert((done.clone(), value)) {
-        return false;
-    }
-    // Nothing may come before a call that had ended when it began.
-    let ends = |i: usize| calls[i].answer.as_ref().map_or(u64::MAX, |(at, _)| *at);
-    let first_end = (0..calls.len()).filter(|i| !done[*i]).map(ends).min().unwrap_or(u64::MAX);
-    for i in 0..calls.len() {
-        if done[i] || calls[i].from_us > first_end {
-            continue;
-        }
-        let Some(after) = step(&calls[i], value) else { continue };
-        done[i] = true;
-        if search(calls, done, after, tried) {
+}
+
+struct Search<'a> {
+    /// In the order of their beginnings.
+    answered: &'a [Call],
+    /// Calls without an answer that do the same, by what they do; when each began, in order.
+    lost: &'a [((bool, u32), Vec<u64>)],
+    tried: BTreeSet<Place>,
+}
+
+impl Search<'_> {
+    fn explains(&mut self, place: &Place) -> bool {
+        if place.first >= self.answered.len() {
             return true;
         }
-        done[i] = false;
+        if !self.tried.insert(place.clone()) {
+            return false;
+        }
+        let left = (place.first..self.answered.len()).filter(|i| !place.done.contains(i));
+        let left: Vec<usize> = left.collect();
+        let ends = |i: &usize| self.answered[*i].answer.as_ref().map_or(u64::MAX, |(at, _)| *at);
+        // Nothing may come before a call that had ended when it began.
+        let first_end = left.iter().map(ends).min().unwrap_or(u64::MAX);
+        for i in left {
+            let call = &self.answered[i];
+            if call.from_us > first_end {
+                break;
+            }
+            let Some(value) = step(call, place.value) else { continue };
+            let mut next = Place { value, ..place.clone() };
+            next.done.insert(i);
+            while next.done.remove(&next.first) {
+                next.first += 1;
+            }
+            if self.explains(&next) {
+                return true;
+            }
+        }
+        self.explains_with_lost(place, first_end)
     }
-    false
+
+    /// Tries calls without an answer, as far as they change something.
+    fn explains_with_lost(&mut self, place: &Place, first_end: u64) -> bool {
+        for (kind, ((puts, key), begun)) in self.lost.iter().enumerate() {
+            let began = begun.get(place.used[kind]).is_some_and(|at| *at <= first_end);
+            let value = match (puts, place.value) {
+                (true, None) => Some(*key),
+                (false, Some(_)) => None,
+                _ => continue,
+            };
+            if began {
+                let mut next = Place { value, ..place.clone() };
+                next.used[kind] += 1;
+                if self.explains(&next) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
 }
 
 /// What a register holds after a call, if its answer fits to what it held before.
 fn step(call: &Call, value: Option<u32>) -> Option<Option<u32>> {
-    let told = call.answer.as_ref().map(|(_, told)| told);
+    let told = call.answer.as_ref().map(|(_, told)| told)?;
     let (does, after) = match call.ask {
-        Ask::Read => return told.is_none_or(|t| *t == Told::Value(value)).then_some(value),
+        Ask::Read => return (*told == Told::Value(value)).then_some(value),
         Ask::Put(key) if value.is_none_or(|v| v == key) => (Told::Done, Some(key)),
         Ask::Remove if value.is_some() => (Told::Done, None),
         Ask::Put(_) | Ask::Remove => (Told::Refused, value),
     };
-    told.is_none_or(|t| *t == does).then_some(after)
+    (*told == does).then_some(after)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`agreement`] | equal state at equal index on every node |
 //! | [`one_leader`] | one leader in a term |
-//! | [`terms`] | what a node promised is not forgotten over a restart |
+//! | [`one_vote`] | a node votes once in a term, whatever restarts |
 //! | [`acknowledged`] | what was acknowledged is never lost, and done once |
 //! | [`one_holder`] | one holder of a VIP in a generation, and generations only grow |
 //! | [`vip_table`] | every node sends a VIP's packets to the holder, and to nobody else |
@@ -27,7 +27,7 @@ pub mod no_way_back;
 pub mod one_founder;
 pub mod one_holder;
 pub mod one_leader;
-pub mod terms;
+pub mod one_vote;
 pub mod vip_table;
 
 use std::sync::Arc;
@@ -110,7 +110,6 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
     vec![
         Box::<agreement::Agreement>::default(),
         Box::<one_leader::OneLeader>::default(),
-        Box::<terms::Terms>::default(),
         Box::<one_holder::OneHolder>::default(),
         Box::<vip_table::VipTable>::default(),
         Box::<drained_holder::DrainedHolder>::default(),

@@ -18,6 +18,11 @@ impl Invariant for NoWayBack {
         let Some(before) = a.before else { return Ok(()) };
         for old in before.clusters.values() {
             let Some(new) = a.state.clusters.get(&old.id) else { continue };
+            // Its whole control plane was taken away by operators, which is told loudly.
+            let since = before.events.last();
+            if a.state.events.after(since).any(|e| e.kind == "system.k3s.cluster.lost") {
+                continue;
+            }
             let was = old.status == ClusterStatus::Active;
             if was && matches!(new.status, ClusterStatus::Pending | ClusterStatus::Bootstrapping) {
                 return Err(format!("cluster {} went from active to {:?}", new.name, new.status));

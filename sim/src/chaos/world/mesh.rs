@@ -215,7 +215,7 @@ impl node::env::Mesh for SimMesh {
         let mut held = None;
         let outs = self.machine.devices.drive(|state| {
             state.running = true;
-            if state.specs != specs {
+            if state.specs != specs || (packets && state.tunnels.is_empty()) {
                 let all = specs.iter().flat_map(|s| s.held.iter().map(ToString::to_string));
                 held = Some(all.collect::<Vec<String>>().join(" "));
                 state.set(specs, packets);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use node::config::API_PORT;
 use node::env::{Message, Wire};
-use raft_store::raft::TransportError;
+use raft_store::raft::{TransportError, granted_vote, kind};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
@@ -157,13 +157,19 @@ async fn arrive(world: &World, letter: &Letter) -> Option<Answer> {
         return refused("invalid peer certificate: not valid for name");
     }
     let (tx, rx) = oneshot::channel();
-    let (from, kind) = (letter.me, letter.kind);
-    let body = world.tampered(kind, world.next_exchange(), letter.body.clone());
+    let (from, asked) = (letter.me, letter.kind);
+    let body = world.tampered(asked, world.next_exchange(), letter.body.clone());
     life.scope.spawn("inbound", async move {
         // The asker's machine may be gone.
-        let _ = tx.send(served.frame(from, kind, body).await);
+        let _ = tx.send(served.frame(from, asked, body).await);
     });
     match rx.await {
+        Ok(Ok((kind::VOTE, answer))) => {
+            if let Some((term, candidate)) = granted_vote(&letter.body, &answer) {
+                world.0.judge.voted(world, member.node.0, term, candidate);
+            }
+            Some(Ok((kind::VOTE, answer)))
+        }
         Ok(Ok((kind, body))) => Some(Ok((kind, world.tampered_answer(kind, body)))),
         Ok(Err(status)) => Some(Err(match status.code() {
             Code::Unavailable | Code::Unknown | Code::Cancelled => {
