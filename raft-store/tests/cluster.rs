@@ -374,3 +374,19 @@ async fn a_slow_follower_still_gets_its_entries() {
     assert_eq!(times_applied(&*fleet.settled(last).await, 3), 1);
     assert_eq!(leader.status().term, term);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_gives_its_vote_away_to_the_only_other_voter_that_is_left() {
+    let fleet = Fleet::of(3).await;
+    let leader = fleet.leader().await;
+    let me = leader.status().id;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != me).collect();
+    fleet.kill(others[1]).await;
+    let stays = fleet.store(others[0]);
+    leader.set_voters(BTreeSet::from([others[0]])).await.unwrap();
+    eventually("the other leads alone", || {
+        (stays.status().leader == Some(others[0])).then_some(())
+    })
+    .await;
+    stays.propose(&note(1, 10), PATIENCE).await.unwrap();
+}

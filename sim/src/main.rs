@@ -18,6 +18,10 @@ enum Command {
     Sweep(sim::chaos::cli::SweepArgs),
     /// Run a schedule from its file.
     Replay(sim::chaos::cli::ReplayArgs),
+    /// Run the schedules of defects that were found and mended.
+    Corpus(sim::chaos::cli::CorpusArgs),
+    /// Measure how fast fleets are simulated.
+    Bench(sim::chaos::bench::BenchArgs),
     /// Make a failing schedule shorter while it fails in the same way.
     Shrink(sim::chaos::cli::ShrinkArgs),
     /// Show that the simulator can fail: worlds with a defect each, and how soon it is found.
@@ -66,6 +70,8 @@ fn main() -> std::process::ExitCode {
     finish(match Cli::parse().command {
         Command::Run(args) => sim::chaos::cli::run_seed(&args),
         Command::Sweep(args) => sim::chaos::cli::run_sweep(&args),
+        Command::Corpus(args) => sim::chaos::cli::corpus(&args),
+        Command::Bench(args) => sim::chaos::bench::bench(&args),
         Command::Shrink(args) => sim::chaos::cli::shorten(&args),
         Command::Replay(args) => sim::chaos::cli::replay(&args),
         Command::Flaws(args) => sim::chaos::flaws::flaws(&args),

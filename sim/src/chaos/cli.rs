@@ -60,6 +60,14 @@ pub struct ReplayArgs {
     how: How,
 }
 
+/// `skein-sim corpus`.
+#[derive(Debug, Args)]
+pub struct CorpusArgs {
+    /// The folder of schedules.
+    #[arg(default_value = "sim/corpus")]
+    dir: PathBuf,
+}
+
 /// `skein-sim shrink`.
 #[derive(Debug, Args)]
 pub struct ShrinkArgs {
@@ -131,6 +139,28 @@ pub fn run_seed(args: &RunArgs) -> Result<u8, String> {
 /// When a file cannot be read or written, or the kernel gives no runtime.
 pub fn replay(args: &ReplayArgs) -> Result<u8, String> {
     one(&Schedule::load(&args.file)?, &args.how, None)
+}
+
+/// Runs each schedule of a folder twice: what was mended once stays mended.
+///
+/// # Errors
+/// When a file cannot be read, or the kernel gives no runtime.
+pub fn corpus(args: &CorpusArgs) -> Result<u8, String> {
+    let entries = std::fs::read_dir(&args.dir);
+    let entries = entries.map_err(|e| format!("{}: {e}", args.dir.display()))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    files.retain(|path| path.extension().is_some_and(|x| x == "json"));
+    files.sort();
+    let mut worst = 0;
+    for path in &files {
+        say(&format!("{}", path.display()));
+        let how = How { twice: true, trace: None, report: None };
+        worst = one(&Schedule::load(path)?, &how, None)?.max(worst);
+    }
+    if files.is_empty() {
+        return Err(format!("{} holds no schedule", args.dir.display()));
+    }
+    Ok(worst)
 }
 
 /// Makes a failing schedule shorter.

@@ -88,10 +88,8 @@ impl Flaw {
     /// The invariants of which one must find it.
     pub fn found_by(self) -> &'static [&'static str] {
         match self {
-            Self::LyingDrive => {
-                &["agreement", "acknowledged", "one_leader", "one_vote", "one_holder", "heals"]
-            }
-            Self::ForgetfulVote => &["one_vote", "one_leader"],
+            Self::LyingDrive => &["agreement", "acknowledged", "votes_grow", "one_holder", "heals"],
+            Self::ForgetfulVote => &["votes_grow"],
             Self::AlteredEntry => &["agreement"],
             Self::DoubledAddress => &["addresses"],
             Self::RevivedFounding => &["no_way_back"],
@@ -102,9 +100,7 @@ impl Flaw {
             Self::ClingingHolder => &["lets_go"],
             Self::OpenTunnel => &["delivery"],
             Self::ForgottenRequest | Self::StaleRead => &["acknowledged"],
-            Self::ReusedId => {
-                &["addresses", "one_vote", "agreement", "one_leader", "heals", "no_panic"]
-            }
+            Self::ReusedId => &["addresses", "votes_grow", "agreement", "heals", "no_panic"],
             Self::SecondFounder => &["one_founder"],
             Self::TalkativeHost => &["no_secret"],
         }

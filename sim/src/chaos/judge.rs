@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::distort::distort;
 use super::invariant::no_secret::NoSecret;
-use super::invariant::one_vote::OneVote;
+use super::invariant::votes_grow::VotesGrow;
 use super::invariant::{Applied, Invariant, Moment, Standing, acknowledged, all};
 use super::story::{Now, Reached, Story};
 use super::world::life::{Life, Served};
@@ -45,7 +45,7 @@ struct Docket {
     invariants: Vec<Box<dyn Invariant>>,
     acknowledged: acknowledged::Acknowledged,
     no_secret: NoSecret,
-    votes: OneVote,
+    votes: VotesGrow,
     told: Option<String>,
     newest: Option<(u64, Arc<State>)>,
     violation: Option<Violation>,
@@ -63,7 +63,7 @@ impl Default for Judge {
             invariants: all(),
             acknowledged: acknowledged::Acknowledged::default(),
             no_secret: NoSecret::default(),
-            votes: OneVote::default(),
+            votes: VotesGrow::default(),
             told: None,
             newest: None,
             violation: None,
@@ -216,7 +216,7 @@ impl Judge {
     pub fn voted(&self, world: &World, voter: u64, term: u64, candidate: u64) {
         let granted = lock(&self.0.state).votes.granted(voter, term, candidate);
         if let Err(why) = granted {
-            self.convict(world, "one_vote", why);
+            self.convict(world, "votes_grow", why);
         }
     }
 

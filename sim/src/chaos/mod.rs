@@ -1,5 +1,6 @@
 //! The whole fleet in one process, under one seed: real daemons in a simulated world.
 
+pub mod bench;
 pub mod cli;
 pub mod distort;
 pub mod draw;

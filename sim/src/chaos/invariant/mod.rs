@@ -3,8 +3,7 @@
 //! | file | what it protects |
 //! |---|---|
 //! | [`agreement`] | equal state at equal index on every node |
-//! | [`one_leader`] | one leader in a term |
-//! | [`one_vote`] | a node votes once in a term, whatever restarts |
+//! | [`votes_grow`] | a node forgets no vote, whatever restarts |
 //! | [`acknowledged`] | what was acknowledged is never lost, and done once |
 //! | [`one_holder`] | one holder of a VIP in a generation, and generations only grow |
 //! | [`vip_table`] | every node sends a VIP's packets to the holder, and to nobody else |
@@ -26,9 +25,8 @@ pub mod no_secret;
 pub mod no_way_back;
 pub mod one_founder;
 pub mod one_holder;
-pub mod one_leader;
-pub mod one_vote;
 pub mod vip_table;
+pub mod votes_grow;
 
 use std::sync::Arc;
 
@@ -109,7 +107,6 @@ pub trait Invariant: Send {
 pub fn all() -> Vec<Box<dyn Invariant>> {
     vec![
         Box::<agreement::Agreement>::default(),
-        Box::<one_leader::OneLeader>::default(),
         Box::<one_holder::OneHolder>::default(),
         Box::<vip_table::VipTable>::default(),
         Box::<drained_holder::DrainedHolder>::default(),

@@ -22,9 +22,7 @@ impl Invariant for OneFounder {
         // One that lost its whole control plane begins anew, which `no_way_back` looks after.
         let anew = a.state.clusters.values().filter(|c| c.status != ClusterStatus::Active);
         for cluster in anew.filter(|c| c.secrets.is_none()) {
-            if a.before.is_some() {
-                self.winners.remove(&cluster.id);
-            }
+            self.winners.remove(&cluster.id);
         }
         let active = a.state.clusters.values().filter(|c| c.status == ClusterStatus::Active);
         for (cluster, founder) in active.filter_map(|c| Some((c, c.bootstrap?))) {

@@ -19,10 +19,11 @@ struct Drawing {
     events: Vec<Event>,
 }
 
-pub(super) fn schedule(seed: u64, profile: Profile) -> Schedule {
+pub(super) fn schedule(seed: u64, profile: Profile, sized: Option<usize>) -> Schedule {
     let mut draw = Draw::new(seed, "schedule", &[profile as u64]);
     let (from, to) = profile.machines();
     let machines = usize::try_from(draw.within(from..=to)).unwrap_or(3);
+    let machines = sized.unwrap_or(machines);
     let site_count = draw.within(1..=3);
     let sites = (0..machines).map(|_| draw.within(0..=site_count - 1));
     let sites: Vec<usize> = sites.map(|s| usize::try_from(s).unwrap_or(0)).collect();
@@ -273,8 +274,8 @@ mod tests {
     #[test]
     fn a_seed_gives_the_same_schedule_and_another_seed_another() {
         for profile in [Profile::Small, Profile::Default, Profile::Wide] {
-            assert_eq!(schedule(5, profile), schedule(5, profile));
-            assert_ne!(schedule(5, profile), schedule(6, profile));
+            assert_eq!(schedule(5, profile, None), schedule(5, profile, None));
+            assert_ne!(schedule(5, profile, None), schedule(6, profile, None));
         }
     }
 
@@ -282,7 +283,7 @@ mod tests {
     fn every_kind_of_event_is_drawn_and_no_event_names_a_machine_that_is_not_there() {
         let mut kinds: BTreeSet<&str> = BTreeSet::new();
         for seed in 0..400 {
-            let drawn = schedule(seed, Profile::Default);
+            let drawn = schedule(seed, Profile::Default, None);
             assert!((1..=drawn.sites.len()).contains(&drawn.founders));
             for event in &drawn.events {
                 kinds.insert(event.act.kind());
@@ -328,7 +329,7 @@ mod tests {
     fn a_schedule_survives_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
-        let drawn = schedule(3, Profile::Default);
+        let drawn = schedule(3, Profile::Default, None);
         drawn.save(&path).unwrap();
         assert_eq!(Schedule::load(&path).unwrap(), drawn);
         std::fs::write(&path, r#"{"version":9}"#).unwrap();

@@ -208,7 +208,12 @@ impl Act {
 impl Schedule {
     /// Draws a schedule.
     pub fn from_seed(seed: u64, profile: Profile) -> Self {
-        draw::schedule(seed, profile)
+        draw::schedule(seed, profile, None)
+    }
+
+    /// Draws a schedule for so many machines.
+    pub fn sized(seed: u64, profile: Profile, machines: usize) -> Self {
+        draw::schedule(seed, profile, Some(machines))
     }
 
     /// Reads a schedule from its file.
