@@ -82,6 +82,11 @@ pub fn plan_membership(
     if set == raft.voters || set.is_empty() {
         return None;
     }
+    // Voters of whom no majority is there could never agree on anything again, not even on other voters.
+    let there = set.iter().filter(|id| is_there(raft, seen, now, **id)).count();
+    if there * 2 <= set.len() {
+        return None;
+    }
     match raft.me {
         // A leader that leaves hands over first, so that nobody waits for an election.
         Some(me) if !set.contains(&me) => set
@@ -114,8 +119,9 @@ fn choose(
         .collect();
     fresh.sort_by_key(|n| preference(n));
     let mut kept_sorted: Vec<&Node> = kept.iter().filter_map(|id| state.nodes.get(id)).collect();
-    // Where the fleet shrinks, the leader stays, then those that are preferred.
-    kept_sorted.sort_by_key(|n| (Some(n.id) != raft.me, preference(n)));
+    // Where the fleet shrinks, the leader stays, then those that are heard, then those that are preferred.
+    let heard = |id: NodeId| is_there(raft, seen, now, id);
+    kept_sorted.sort_by_key(|n| (Some(n.id) != raft.me, !heard(n.id), preference(n)));
     let mut set: Vec<NodeId> =
         kept_sorted.into_iter().chain(fresh).map(|n| n.id).take(wanted).collect();
     // A silent voter keeps its seat until somebody can take it: shrinking would lower what is tolerated.
@@ -128,6 +134,10 @@ fn choose(
         set.pop();
     }
     set.into_iter().collect()
+}
+
+fn is_there(raft: &Membership, seen: &Liveness, now: Instant, id: NodeId) -> bool {
+    raft.me == Some(id) || seen.health(id, now) == Health::Live
 }
 
 fn preference(n: &Node) -> (bool, bool, NodeId) {

@@ -88,7 +88,9 @@ impl Flaw {
     /// The invariants of which one must find it.
     pub fn found_by(self) -> &'static [&'static str] {
         match self {
-            Self::LyingDrive => &["agreement", "acknowledged", "votes_grow", "one_holder", "heals"],
+            Self::LyingDrive => {
+                &["agreement", "acknowledged", "votes_grow", "one_holder", "heals", "no_panic"]
+            }
             Self::ForgetfulVote => &["votes_grow"],
             Self::AlteredEntry => &["agreement"],
             Self::DoubledAddress => &["addresses"],

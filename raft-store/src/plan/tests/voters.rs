@@ -104,6 +104,24 @@ fn learners_that_lag_or_are_silent_are_not_promoted() {
 }
 
 #[test]
+fn a_fleet_that_shrinks_never_leaves_the_vote_to_the_dead() {
+    // n1 has died a moment ago, n3 leads and was removed: of n1 and n2 one must vote alone.
+    let mut l = fleet(3, 5);
+    let mut m = raft(&l, &["n1", "n2", "n3"], &[]);
+    m.me = Some(l.world.id("n3"));
+    remove(&mut l, "n3");
+    l.now += ms(600);
+    hear_all(&mut l, &["n1"]);
+    let n2 = l.world.id("n2");
+    assert_eq!(next(&l, &m), Some(MembershipChange::Transfer(n2)));
+    m.me = Some(n2);
+    assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(BTreeSet::from([n2]))));
+    m.me = Some(NodeId(999));
+    l.now += ms(600);
+    assert_eq!(next(&l, &m), None, "nobody is heard who could vote");
+}
+
+#[test]
 fn a_silent_voter_keeps_its_seat_until_another_can_take_it() {
     let mut l = fleet(4, 3);
     let m = raft(&l, &["n1", "n2", "n3"], &["n4"]);
@@ -182,6 +200,15 @@ fn machines_with_a_voters_ticket_and_servers_are_preferred() {
     assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(set)));
 }
 
+/// How many of these members are heard.
+fn there(l: &Leader, of: &BTreeSet<NodeId>) -> usize {
+    let live = |id: &NodeId| {
+        l.world.state.nodes.contains_key(id)
+            && l.seen.health(*id, l.now) == crate::plan::Health::Live
+    };
+    of.iter().filter(|id| live(id)).count()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(128) })]
 
@@ -218,6 +245,10 @@ proptest! {
         for _ in 0..20 {
             let Some(change) = next(&l, &m) else {
                 let wanted = voters_wanted(l.world.state.nodes.len(), limit);
+                if there(&l, &m.voters) * 2 <= wanted {
+                    // Nothing could be agreed on.
+                    return Ok(());
+                }
                 prop_assert!(m.voters.len() <= wanted);
                 prop_assert!(m.voters.iter().all(|v| l.world.state.nodes.contains_key(v)));
                 return Ok(());
@@ -225,6 +256,7 @@ proptest! {
             match change {
                 MembershipChange::SetVoters(set) => {
                     prop_assert!(set.len() % 2 == 1, "{:?}", set);
+                    prop_assert!(there(&l, &set) * 2 > set.len(), "{:?} are dead", set);
                     let dropped = m.voters.difference(&set);
                     let members: Vec<_> = dropped
                         .filter(|id| l.world.state.nodes.contains_key(id)).collect();

@@ -19,6 +19,10 @@ impl Invariant for OneFounder {
     }
 
     fn applied(&mut self, a: &Applied<'_>) -> Result<(), String> {
+        // A node that is behind shows what was; others have seen it.
+        if a.before.is_none() {
+            return Ok(());
+        }
         // One that lost its whole control plane begins anew, which `no_way_back` looks after.
         let anew = a.state.clusters.values().filter(|c| c.status != ClusterStatus::Active);
         for cluster in anew.filter(|c| c.secrets.is_none()) {
