@@ -69,7 +69,6 @@ impl Clock {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "this module is the clock")]
 fn runtime_now() -> Instant {
     Instant::now()
 }
@@ -90,13 +89,11 @@ pub fn elapsed(since: Instant) -> Duration {
 }
 
 /// Waits so long.
-#[expect(clippy::disallowed_methods, reason = "this module is the clock")]
 pub fn sleep(d: Duration) -> Sleep {
     tokio::time::sleep(drift().map_or(d, |drift| drift.lasts(d)))
 }
 
 /// Waits until then.
-#[expect(clippy::disallowed_methods, reason = "this module is the clock")]
 pub fn sleep_until(at: Instant) -> Sleep {
     tokio::time::sleep_until(drift().map_or(at, |drift| drift.reaches(at)))
 }
@@ -105,13 +102,11 @@ pub fn sleep_until(at: Instant) -> Sleep {
 ///
 /// # Errors
 /// When the time is over first.
-#[expect(clippy::disallowed_methods, reason = "this module is the clock")]
 pub fn timeout<F: Future>(d: Duration, future: F) -> Timeout<F> {
     tokio::time::timeout(drift().map_or(d, |drift| drift.lasts(d)), future)
 }
 
 /// Runs a future until then at the latest.
-#[expect(clippy::disallowed_methods, reason = "this module is the clock")]
 pub(super) fn timeout_at<F: Future>(at: Instant, future: F) -> Timeout<F> {
     tokio::time::timeout_at(drift().map_or(at, |drift| drift.reaches(at)), future)
 }

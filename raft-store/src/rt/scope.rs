@@ -141,10 +141,6 @@ impl Scope {
     }
 
     /// Lets this node's clock run faster by so many parts per million from now on, or slower if negative.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a clock's rate is against the runtime's own clock"
-    )]
     pub fn set_rate(&self, ppm: i32) {
         self.home.0.node.clock.set_rate(ppm, tokio::time::Instant::now());
     }

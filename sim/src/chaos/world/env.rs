@@ -85,7 +85,9 @@ impl MachinePort for SimMachine {
             match JoinClient::new(channel).redeem(request.clone()).await {
                 Ok(answer) => {
                     let mut answer = answer.into_inner();
-                    if self.world.flaw() == Some(Flaw::ReusedId) && self.machine.number % 2 == 0 {
+                    if self.world.flaw() == Some(Flaw::ReusedId)
+                        && self.machine.number.is_multiple_of(2)
+                    {
                         answer.node_id = 1;
                     }
                     return Ok(answer);
