@@ -65,6 +65,16 @@ const PURE: &[(&str, &[&str])] = &[
     ("sim/src/bench/trial.rs", &[]),
     ("sim/src/bench/turns.rs", &[]),
     ("sim/src/bench/verdict.rs", &[]),
+    ("sim/src/chaos/distort.rs", &[]),
+    ("sim/src/chaos/draw.rs", &[]),
+    ("sim/src/chaos/flaw.rs", &[]),
+    ("sim/src/chaos/invariant", &[]),
+    ("sim/src/chaos/report.rs", &[]),
+    ("sim/src/chaos/schedule/draw.rs", &[]),
+    ("sim/src/chaos/schedule/profile.rs", &[]),
+    ("sim/src/chaos/shrink.rs", &[]),
+    ("sim/src/chaos/story.rs", &[]),
+    ("sim/src/chaos/world/tcp.rs", &[]),
     ("sim/src/mortal/steps.rs", &[]),
     ("sim/src/picture/film.rs", &[]),
     ("sim/src/picture/screen.rs", &[]),
@@ -309,4 +319,37 @@ fn the_reader_of_sources_sees_what_it_should() {
         assert!(!names(&code, absent), "{absent} in {code}");
     }
     assert!(names(&code_of("let t = Instant :: now();"), "Instant::now"));
+}
+
+/// The daemon's loops take the time and wait by their node's clock, and watch in the order in which they came.
+#[test]
+fn the_daemon_waits_by_the_clock_of_its_node() {
+    const LOOPS: [&str; 7] = [
+        "node/src/agent/",
+        "node/src/daemon.rs",
+        "node/src/enter.rs",
+        "node/src/gossip.rs",
+        "node/src/leader.rs",
+        "node/src/reporter.rs",
+        "raft-store/src/raft/",
+    ];
+    const FOREIGN: [&str; 5] = [
+        "Instant::now",
+        "tokio::time::sleep",
+        "tokio::time::sleep_until",
+        "tokio::time::timeout",
+        "tokio::sync::watch",
+    ];
+    let mut looked = 0;
+    for (path, text) in sources() {
+        if !LOOPS.iter().any(|l| path.starts_with(l)) || is_test(&path) {
+            continue;
+        }
+        looked += 1;
+        let code = code_of(&text);
+        for foreign in FOREIGN {
+            assert!(!names(&code, foreign), "{path} names {foreign}: take it from raft_store::rt");
+        }
+    }
+    assert!(looked > 15, "only {looked} files were found");
 }

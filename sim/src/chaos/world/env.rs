@@ -31,7 +31,7 @@ use super::mesh::SimMesh;
 use super::wire::SimWire;
 use super::{Machine, World};
 use crate::chaos::flaw::Flaw;
-use crate::chaos::kube::{SimEtcd, SimKube, cluster_ca};
+use crate::chaos::k3s::{SimEtcd, SimKube, cluster_ca};
 
 /// A machine, also before it is a member.
 pub struct SimMachine {

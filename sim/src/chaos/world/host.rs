@@ -6,7 +6,7 @@ use k3s::{Action, Host, HostError, Observed, RunSpec, Secret, Spec};
 
 use super::World;
 use crate::chaos::flaw::Flaw;
-use crate::chaos::kube::SimHost;
+use crate::chaos::k3s::SimHost;
 
 /// K3s on a machine.
 pub struct HeardHost {

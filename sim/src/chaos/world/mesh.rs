@@ -19,7 +19,7 @@ use super::session::PlainSession;
 use super::stack::Stack;
 use super::{Inner, Machine, World, lock};
 use crate::chaos::flaw::Flaw;
-use crate::chaos::kube::Reach;
+use crate::chaos::k3s::Reach;
 
 /// How often the tunnels' timers are looked at.
 const TICK: Duration = Duration::from_millis(250);

@@ -27,7 +27,7 @@ use uuid::Uuid;
 use crate::chaos::draw::Draw;
 use crate::chaos::flaw::Flaw;
 use crate::chaos::judge::Judge;
-use crate::chaos::kube::Kubernetes;
+use crate::chaos::k3s::Kubernetes;
 use crate::chaos::trace::{Recorder, Trace};
 use bytes::Bytes;
 use disk::{Drive, Mode};
