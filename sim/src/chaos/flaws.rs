@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 
 use clap::Args;
 use serde::Serialize;
@@ -25,6 +27,9 @@ pub struct FlawsArgs {
     /// Within how many seeds each must be found.
     #[arg(long, default_value_t = 200)]
     seeds: u64,
+    /// On how many threads.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
     /// Do not make the schedules shorter.
     #[arg(long)]
     no_shrink: bool,
@@ -60,12 +65,8 @@ pub fn flaws(args: &FlawsArgs) -> Result<u8, String> {
     // A flawed world may bring openraft to panic, which is one way to be found.
     std::panic::set_hook(Box::new(|_| {}));
     let wanted: Vec<Flaw> = args.flaw.map_or_else(|| Flaw::ALL.to_vec(), |f| vec![f]);
-    let mut found = Vec::new();
-    for flaw in wanted {
-        let one = find(flaw, args)?;
-        say(&line(&one));
-        found.push(one);
-    }
+    let mut found = all(&wanted, args)?;
+    found.sort_by_key(|f| f.flaw);
     let json = serde_json::to_string_pretty(&found).map_err(|e| e.to_string())?;
     let path = args.out.join("flaws.json");
     std::fs::write(&path, json + "\n").map_err(|e| format!("{}: {e}", path.display()))?;
@@ -80,6 +81,30 @@ pub fn flaws(args: &FlawsArgs) -> Result<u8, String> {
         args.seeds
     ));
     Ok(if missed == 0 { 0 } else { 2 })
+}
+
+/// Looks for the flaws on as many threads as wanted.
+fn all(wanted: &[Flaw], args: &FlawsArgs) -> Result<Vec<Found>, String> {
+    let next = AtomicUsize::new(0);
+    let (tx, rx) = channel();
+    std::thread::scope(|threads| {
+        for _ in 0..args.jobs.max(1) {
+            let (next, tx) = (&next, tx.clone());
+            threads.spawn(move || {
+                while let Some(flaw) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // Nobody listens any more once one of them failed.
+                    let _ = tx.send(find(*flaw, args));
+                }
+            });
+        }
+        drop(tx);
+        let told = rx.into_iter().inspect(|one| {
+            if let Ok(one) = one {
+                say(&line(one));
+            }
+        });
+        told.collect()
+    })
 }
 
 fn find(flaw: Flaw, args: &FlawsArgs) -> Result<Found, String> {

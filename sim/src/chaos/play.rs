@@ -50,6 +50,14 @@ impl Stage {
         lives.find(|(_, who)| *who == uuid).map(|(number, _)| number)
     }
 
+    /// Returns the machine that holds a cluster's VIP now.
+    fn holder_of(&self, cluster: &str) -> Option<usize> {
+        let (_, state) = self.judge.newest()?;
+        let name = format!("{cluster}-api");
+        let vip = state.vips.values().find(|v| v.name.as_str() == name)?;
+        self.holder(&state, vip)
+    }
+
     /// What people do.
     async fn operate(&self, number: usize, act: &Act) {
         match act {
@@ -81,6 +89,11 @@ impl Stage {
                     let id = (number * 100 + n) as u64;
                     let client = self.person(*via).client(id, *calls, every);
                     self.world.scope().spawn("client", client);
+                }
+            }
+            Act::DrainHolder { cluster, via } => {
+                if let Some(machine) = self.holder_of(cluster) {
+                    self.person(*via).drain(machine, false).await;
                 }
             }
             Act::Sessions { cluster, clients, calls, every_ms } => {
@@ -135,7 +148,17 @@ impl Stage {
     }
 
     async fn fault(&self, number: usize, act: &Act) {
-        let of_process = act.is_of_process();
+        // Whom it hits is known only now, and must not change until its end.
+        let act = match act {
+            Act::KillHolder { cluster, power, for_ms } => match self.holder_of(cluster) {
+                Some(machine) if *power => Act::PowerCut { machine, for_ms: *for_ms },
+                Some(machine) => Act::Kill { machine, for_ms: *for_ms },
+                None => return,
+            },
+            other => other.clone(),
+        };
+        let act = &act;
+        let of_process = !act.is_of_paths();
         self.judge.fault_begins(of_process);
         self.begin(number, act);
         if let Some(ms) = act.for_ms() {

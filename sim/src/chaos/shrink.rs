@@ -130,6 +130,7 @@ fn names(act: &serde_json::Value, machine: u64) -> bool {
 fn set_for_ms(act: &mut Act, ms: u64) {
     match act {
         Act::Kill { for_ms, .. }
+        | Act::KillHolder { for_ms, .. }
         | Act::Stop { for_ms, .. }
         | Act::PowerCut { for_ms, .. }
         | Act::Pause { for_ms, .. }

@@ -37,6 +37,7 @@ pub(super) fn schedule(seed: u64, profile: Profile, sized: Option<usize>) -> Sch
     drawing.newcomers();
     drawing.clusters();
     drawing.operators();
+    drawing.holders();
     drawing.clients();
     drawing.faults();
     let mut events = drawing.events;
@@ -146,6 +147,19 @@ impl Drawing {
                 }
                 _ => self.add(at, Act::ForgeTicket { machine, via }),
             }
+        }
+    }
+
+    /// What is done to whoever holds a VIP when it comes to it.
+    fn holders(&mut self) {
+        if self.draw.chance(500) {
+            let (at, cluster) = (self.time(), self.cluster());
+            let (power, for_ms) = (self.draw.chance(400), self.draw.within(8_000..=25_000));
+            self.add(at, Act::KillHolder { cluster, power, for_ms });
+        }
+        if self.draw.chance(400) {
+            let (at, cluster, via) = (self.time(), self.cluster(), self.founder());
+            self.add(at, Act::DrainHolder { cluster, via });
         }
     }
 

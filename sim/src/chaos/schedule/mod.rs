@@ -91,6 +91,10 @@ pub enum Act {
     Spoof { machine: usize, as_if: usize, to: usize },
     /// A machine's daemon is killed, and started again after so long.
     Kill { machine: usize, for_ms: u64 },
+    /// Whoever holds a cluster's VIP then loses its daemon, or with it all power, for so long.
+    KillHolder { cluster: String, power: bool, for_ms: u64 },
+    /// Whoever holds a cluster's VIP then is emptied.
+    DrainHolder { cluster: String, via: usize },
     /// A machine's daemon is told to end, and started again after so long.
     Stop { machine: usize, for_ms: u64 },
     /// A machine loses power for so long.
@@ -143,6 +147,8 @@ impl Act {
             Self::Sessions { .. } => "sessions",
             Self::Spoof { .. } => "spoof",
             Self::Kill { .. } => "kill",
+            Self::KillHolder { .. } => "kill-holder",
+            Self::DrainHolder { .. } => "drain-holder",
             Self::Stop { .. } => "stop",
             Self::PowerCut { .. } => "power-cut",
             Self::Pause { .. } => "pause",
@@ -179,11 +185,14 @@ impl Act {
             )
     }
 
-    /// Tells whether it only ends, or holds up, a machine's daemon.
-    pub fn is_of_process(&self) -> bool {
+    /// Tells whether it hurts the way between daemons, or their drives.
+    pub fn is_of_paths(&self) -> bool {
         matches!(
             self,
-            Self::Kill { .. } | Self::Stop { .. } | Self::PowerCut { .. } | Self::Pause { .. }
+            Self::Net { .. }
+                | Self::SlowDrive { .. }
+                | Self::FullDrive { .. }
+                | Self::FailingDrive { .. }
         )
     }
 
@@ -191,6 +200,7 @@ impl Act {
     pub fn for_ms(&self) -> Option<u64> {
         match self {
             Self::Kill { for_ms, .. }
+            | Self::KillHolder { for_ms, .. }
             | Self::Stop { for_ms, .. }
             | Self::PowerCut { for_ms, .. }
             | Self::Pause { for_ms, .. }
