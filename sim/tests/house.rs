@@ -74,6 +74,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("sim/src/chaos/schedule/profile.rs", &[]),
     ("sim/src/chaos/shrink.rs", &[]),
     ("sim/src/chaos/story.rs", &[]),
+    ("sim/src/chaos/world/session.rs", &[]),
     ("sim/src/chaos/world/tcp.rs", &[]),
     ("sim/src/mortal/steps.rs", &[]),
     ("sim/src/picture/film.rs", &[]),

@@ -52,7 +52,7 @@ impl<D> Clone for Api<D> {
 pub(crate) type Gated<D> = Router<tower::layer::util::Stack<Gate<D>, tower::layer::util::Identity>>;
 
 /// All services behind the gate, to be called within this process: the connection's part is played by a
-/// [`Caller`](crate::pki::Caller) among a request's extensions.
+/// [`Caller`] among a request's extensions.
 pub type InProcess<D> = gate::Gatekeeper<D, Routes>;
 
 /// Makes the services of a daemon, to be called within this process.

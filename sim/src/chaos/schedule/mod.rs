@@ -1,4 +1,4 @@
-//! What happens in a run, all of it drawn from the seed before the run begins. Pure.
+//! What happens in a run, all of it drawn from the seed before the run begins. Pure, but for load and save.
 //!
 //! A schedule is a list of timed events. Each event carries all that it needs, and every other draw of a run is keyed
 //! by place and purpose, so that leaving an event out changes nothing else: a failing schedule can be made shorter.
