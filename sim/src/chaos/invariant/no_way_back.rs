@@ -27,7 +27,7 @@ impl Invariant for NoWayBack {
             if was && matches!(new.status, ClusterStatus::Pending | ClusterStatus::Bootstrapping) {
                 return Err(format!("cluster {} went from active to {:?}", new.name, new.status));
             }
-            if old.secrets.is_some() && new.secrets.is_none() {
+            if was && old.secrets.is_some() && new.secrets.is_none() {
                 return Err(format!("cluster {} lost its secrets", new.name));
             }
         }
