@@ -9,6 +9,7 @@ use node::enter::Init;
 use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
+use super::cli::say;
 use super::judge::Judge;
 use super::kernel;
 use super::people::{Person, node_name};
@@ -190,9 +191,4 @@ async fn until(seconds: u64, what: &str, is_so: impl Fn() -> bool) -> Result<(),
     };
     let late = |_| format!("within {seconds} virtual seconds it did not come to this: {what}");
     timeout(Duration::from_secs(seconds), wait).await.map_err(late)
-}
-
-#[expect(clippy::print_stdout, reason = "this is what was asked for")]
-fn say(line: &str) {
-    println!("{line}");
 }

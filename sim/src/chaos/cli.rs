@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::report::page;
-use super::run::{Outcome, Wanted, run};
+use super::run::{Outcome, Wanted, run, violates};
 use super::schedule::{Profile, Schedule};
 use super::shrink::shrink;
 use super::sweep::{Failure, Plan, sweep};
@@ -243,10 +243,7 @@ fn keep(failure: &Failure, dir: &Path, shrinks: bool) -> Result<(), String> {
 
 fn shorter(schedule: &Schedule, name: &str, runs: usize, out: &Path) -> Result<(), String> {
     say(&format!("making it shorter, in at most {runs} runs"));
-    let fails = |candidate: &Schedule| {
-        let outcome = run(candidate, &Wanted::default());
-        outcome.is_ok_and(|o| o.violation.is_some_and(|v| v.name == name))
-    };
+    let fails = |candidate: &Schedule| violates(candidate, &Wanted::default(), name);
     let shrunk = shrink(schedule, runs, fails);
     shrunk.schedule.save(out)?;
     let short = &shrunk.schedule;
@@ -333,6 +330,6 @@ fn tell(schedule: &Schedule, outcome: &Outcome) {
 }
 
 #[expect(clippy::print_stdout, reason = "this is what was asked for")]
-fn say(line: &str) {
+pub(super) fn say(line: &str) {
     println!("{line}");
 }

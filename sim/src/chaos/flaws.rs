@@ -8,8 +8,9 @@ use std::sync::mpsc::channel;
 use clap::Args;
 use serde::Serialize;
 
+use super::cli::say;
 use super::flaw::Flaw;
-use super::run::{Wanted, run};
+use super::run::{Wanted, run, violates};
 use super::schedule::{Profile, Schedule};
 use super::shrink::shrink;
 
@@ -121,10 +122,7 @@ fn find(flaw: Flaw, args: &FlawsArgs) -> Result<Found, String> {
         none.by = Some(violation.name.clone());
         (none.seeds, none.events) = (seed + 1, schedule.events.len());
         if !args.no_shrink {
-            let fails = |candidate: &Schedule| {
-                let again = run(candidate, &wanted);
-                again.is_ok_and(|o| o.violation.is_some_and(|v| v.name == violation.name))
-            };
+            let fails = |candidate: &Schedule| violates(candidate, &wanted, &violation.name);
             let shrunk = shrink(&schedule, SHRINK_RUNS, fails);
             none.short = Some(shrunk.schedule.events.len());
             let name = serde_json::to_value(flaw).map_err(|e| e.to_string())?;
@@ -181,9 +179,4 @@ fn put(page: &Path, table: &str) -> Result<(), String> {
         MARKS.0, MARKS.1
     );
     std::fs::write(page, text).map_err(|e| format!("{shown}: {e}"))
-}
-
-#[expect(clippy::print_stdout, reason = "this is what was asked for")]
-fn say(line: &str) {
-    println!("{line}");
 }

@@ -50,8 +50,8 @@ struct Docket {
     newest: Option<(u64, Arc<State>)>,
     violation: Option<Violation>,
     faults: usize,
-    /// Those that are no daemon's own end or pause.
-    other_faults: usize,
+    /// Those of the ways between daemons, and of drives.
+    path_faults: usize,
     story: Story,
     /// When the fleet was looked at last, in milliseconds.
     looked_ms: u64,
@@ -68,7 +68,7 @@ impl Default for Judge {
             newest: None,
             violation: None,
             faults: 0,
-            other_faults: 0,
+            path_faults: 0,
             story: Story::default(),
             looked_ms: 0,
         };
@@ -128,28 +128,19 @@ impl Judge {
     }
 
     fn look_once(&self, world: &World) {
-        let serving = world.serving();
-        let standing: Vec<(usize, _, Arc<dyn Served>, Vec<sdwan::MeshSpec>)> = (serving
-            .into_iter())
-        .filter_map(|(machine, life, served)| {
-            let meshes = world.machine(machine)?.devices.specs();
-            Some((machine, life, served, meshes))
-        })
-        .collect();
-        let nodes: Vec<Standing<'_>> = (standing.iter())
-            .filter_map(|(machine, life, served, meshes)| {
-                let (_, member) = life.who()?;
-                Some(Standing {
-                    machine: *machine,
-                    node: member.node.0,
-                    raft: served.raft(),
-                    applied: served.applied(),
-                    meshes,
-                    paused: world.machine(*machine).is_some_and(|m| m.is_paused()),
-                    api_ready: world.kubernetes().machine(*machine).is_ready(),
-                })
+        let standing = |(number, life, served): (usize, Arc<Life>, Arc<dyn Served>)| {
+            let (machine, (_, member)) = (world.machine(number)?, life.who()?);
+            Some(Standing {
+                machine: number,
+                node: member.node.0,
+                raft: served.raft(),
+                applied: served.applied(),
+                meshes: machine.devices.specs(),
+                paused: machine.is_paused(),
+                api_ready: world.kubernetes().machine(number).is_ready(),
             })
-            .collect();
+        };
+        let nodes: Vec<Standing> = world.serving().into_iter().filter_map(standing).collect();
         let founders = world.kubernetes().founders();
         let mut docket = lock(&self.0.state);
         let newest = docket.newest.as_ref().map(|(_, state)| state.clone());
@@ -158,7 +149,7 @@ impl Judge {
             nodes: &nodes,
             founders: &founders,
             settled: docket.faults == 0,
-            net_settled: docket.other_faults == 0,
+            net_settled: docket.path_faults == 0,
             newest: newest.as_ref(),
         };
         let (before_ms, at_ms) = (docket.looked_ms, moment.at_us / 1_000);
@@ -235,17 +226,17 @@ impl Judge {
     }
 
     /// Notes that a fault begins.
-    pub fn fault_begins(&self, of_process: bool) {
+    pub fn fault_begins(&self, of_paths: bool) {
         let mut docket = lock(&self.0.state);
         docket.faults += 1;
-        docket.other_faults += usize::from(!of_process);
+        docket.path_faults += usize::from(of_paths);
     }
 
     /// Notes that a fault is over.
-    pub fn fault_ends(&self, of_process: bool) {
+    pub fn fault_ends(&self, of_paths: bool) {
         let mut docket = lock(&self.0.state);
         docket.faults = docket.faults.saturating_sub(1);
-        docket.other_faults = docket.other_faults.saturating_sub(usize::from(!of_process));
+        docket.path_faults = docket.path_faults.saturating_sub(usize::from(of_paths));
     }
 
     /// Notes what came of asking through a cluster's VIP.
@@ -276,7 +267,7 @@ impl Judge {
 }
 
 /// Says what is so now, for the story.
-fn standing_now(nodes: &[Standing<'_>], newest: Option<&Arc<State>>) -> Vec<Now> {
+fn standing_now(nodes: &[Standing], newest: Option<&Arc<State>>) -> Vec<Now> {
     let mut now = Vec::new();
     let mut add = |machine: usize, kind: &str, detail: String| {
         now.push(Now { machine, kind: kind.to_owned(), detail });

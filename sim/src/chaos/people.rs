@@ -42,6 +42,11 @@ pub fn node_name(machine: usize) -> String {
     format!("m{machine}")
 }
 
+/// Returns the name of a cluster's VIP.
+pub fn vip_name(cluster: &str) -> String {
+    format!("{cluster}-api")
+}
+
 /// Whether a call that failed may be tried again.
 fn passing(status: &Status) -> bool {
     matches!(
@@ -161,7 +166,7 @@ impl Person {
     /// Moves a cluster's VIP by hand.
     pub async fn move_vip(&self, cluster: &str, to: Option<usize>) {
         let request = proto::MoveVipRequest {
-            name: format!("{cluster}-api"),
+            name: vip_name(cluster),
             to: to.map(node_name).unwrap_or_default(),
             dry_run: false,
         };

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use raft_store::model::{State, Vip};
+use raft_store::model::{Name, State, Vip};
 use tokio::time::sleep;
 
 use super::draw::Draw;
 use super::judge::Judge;
-use super::people::{Person, node_name};
+use super::people::{Person, node_name, vip_name};
 use super::schedule::{Act, Event};
 use super::world::World;
 use super::world::life::Start;
@@ -35,7 +36,7 @@ impl Stage {
         self.world.recorder().note("event", &[number as u64], act.kind().as_bytes());
         self.world.scope().spawn("event", async move {
             if act.is_fault() {
-                stage.fault(number, &act).await;
+                stage.fault(number, act).await;
             } else {
                 stage.operate(number, &act).await;
             }
@@ -50,12 +51,18 @@ impl Stage {
         lives.find(|(_, who)| *who == uuid).map(|(number, _)| number)
     }
 
+    /// Returns the newest state, and a cluster's VIP in it.
+    fn vip(&self, cluster: &str) -> Option<(Arc<State>, Vip)> {
+        let (_, state) = self.judge.newest()?;
+        let name = vip_name(cluster);
+        let vip = state.vips.values().find(|v| v.name.as_str() == name)?.clone();
+        Some((state, vip))
+    }
+
     /// Returns the machine that holds a cluster's VIP now.
     fn holder_of(&self, cluster: &str) -> Option<usize> {
-        let (_, state) = self.judge.newest()?;
-        let name = format!("{cluster}-api");
-        let vip = state.vips.values().find(|v| v.name.as_str() == name)?;
-        self.holder(&state, vip)
+        let (state, vip) = self.vip(cluster)?;
+        self.holder(&state, &vip)
     }
 
     /// What people do.
@@ -110,12 +117,8 @@ impl Stage {
     /// Asks through a VIP, again and again.
     async fn sessions(self, cluster: String, from: usize, calls: usize, every_ms: u64) {
         for n in 0..calls {
-            let vip = self.judge.newest().and_then(|(_, state)| {
-                let name = format!("{cluster}-api");
-                state.vips.values().find(|v| v.name.as_str() == name).map(|v| v.addresses())
-            });
-            if let Some(addresses) = vip {
-                let asked = self.world.ask(from, addresses[n % 2]).await;
+            if let Some((_, vip)) = self.vip(&cluster) {
+                let asked = self.world.ask(from, vip.addresses()[n % 2]).await;
                 self.judge.asked(&cluster, self.world.now_us(), asked);
             }
             sleep(Duration::from_millis(every_ms)).await;
@@ -128,10 +131,9 @@ impl Stage {
             if self.world.members().contains(&machine) {
                 return;
             }
-            let Ok(name) = node_name(machine).parse() else { return };
+            let Ok(name) = node_name(machine).parse::<Name>() else { return };
             if let Some(ticket) = self.person(via).ticket().await {
-                let replaces = replaces.then_some(name).clone();
-                let Ok(name) = node_name(machine).parse() else { return };
+                let replaces = replaces.then(|| name.clone());
                 let start = Start::Join { ticket: Box::new(ticket), name, replaces };
                 self.world.start(machine, start);
             }
@@ -147,25 +149,24 @@ impl Stage {
         self.world.start(machine, Start::Join { ticket: Box::new(ticket), name, replaces: None });
     }
 
-    async fn fault(&self, number: usize, act: &Act) {
+    async fn fault(&self, number: usize, act: Act) {
         // Whom it hits is known only now, and must not change until its end.
         let act = match act {
-            Act::KillHolder { cluster, power, for_ms } => match self.holder_of(cluster) {
-                Some(machine) if *power => Act::PowerCut { machine, for_ms: *for_ms },
-                Some(machine) => Act::Kill { machine, for_ms: *for_ms },
+            Act::KillHolder { cluster, power, for_ms } => match self.holder_of(&cluster) {
+                Some(machine) if power => Act::PowerCut { machine, for_ms },
+                Some(machine) => Act::Kill { machine, for_ms },
                 None => return,
             },
-            other => other.clone(),
+            other => other,
         };
-        let act = &act;
-        let of_process = !act.is_of_paths();
-        self.judge.fault_begins(of_process);
-        self.begin(number, act);
+        let of_paths = act.is_of_paths();
+        self.judge.fault_begins(of_paths);
+        self.begin(number, &act);
         if let Some(ms) = act.for_ms() {
             sleep(Duration::from_millis(ms)).await;
-            self.end(number, act);
+            self.end(number, &act);
         }
-        self.judge.fault_ends(of_process);
+        self.judge.fault_ends(of_paths);
     }
 
     fn begin(&self, number: usize, act: &Act) {

@@ -47,8 +47,6 @@ pub struct Outcome {
     pub faults: BTreeMap<&'static str, u64>,
     /// How many calls of clients were judged.
     pub calls: usize,
-    /// Messages that each machine sent.
-    pub sent: Vec<u64>,
     /// What it looked like over time.
     pub story: Story,
     /// The steps in words, if they were wanted.
@@ -62,7 +60,7 @@ pub struct Outcome {
 pub fn run(schedule: &Schedule, wanted: &Wanted) -> Result<Outcome, String> {
     let trace = Arc::new(if wanted.text { Trace::with_text() } else { Trace::default() });
     let kept = trace.clone();
-    let (judge, virtual_us, faults, sent) =
+    let (judge, virtual_us, faults) =
         kernel::run(async move { whole(schedule, wanted, trace).await })?;
     Ok(Outcome {
         hash: kept.hash(),
@@ -71,13 +69,17 @@ pub fn run(schedule: &Schedule, wanted: &Wanted) -> Result<Outcome, String> {
         virtual_us,
         faults,
         calls: judge.clients(|c| c.count()),
-        sent,
         story: judge.story(),
         text: kept.text(),
     })
 }
 
-type Whole = (Judge, u64, BTreeMap<&'static str, u64>, Vec<u64>);
+/// Tells whether a run of a schedule violates the invariant of this name.
+pub fn violates(schedule: &Schedule, wanted: &Wanted, name: &str) -> bool {
+    run(schedule, wanted).is_ok_and(|o| o.violation.is_some_and(|v| v.name == name))
+}
+
+type Whole = (Judge, u64, BTreeMap<&'static str, u64>);
 
 async fn whole(schedule: &Schedule, wanted: &Wanted, trace: Arc<Trace>) -> Whole {
     let shape =
@@ -100,9 +102,8 @@ async fn whole(schedule: &Schedule, wanted: &Wanted, trace: Arc<Trace>) -> Whole
         () = happen(&stage, schedule, &mut faults) => {}
     }
     let virtual_us = world.now_us();
-    let sent = (0..schedule.sites.len()).map(|m| world.net().sent(m)).collect();
     world.end();
-    (judge, virtual_us, faults, sent)
+    (judge, virtual_us, faults)
 }
 
 async fn happen(stage: &Stage, schedule: &Schedule, faults: &mut BTreeMap<&'static str, u64>) {

@@ -3,7 +3,7 @@
 //! Delta debugging (Zeller and Hildebrandt, "Simplifying and isolating failure-inducing input", 2002, section 3):
 //! events are left out in ever smaller parts; then what is left is made to last less long.
 
-use super::schedule::{Act, Event, Schedule};
+use super::schedule::{Event, Schedule};
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +91,9 @@ impl<F: FnMut(&Schedule) -> bool> Search<F> {
         for i in 0..self.best.events.len() {
             while let Some(ms) = self.best.events[i].act.for_ms().filter(|ms| *ms > 200) {
                 let mut candidate = self.best.clone();
-                set_for_ms(&mut candidate.events[i].act, ms / 2);
+                if let Some(lasts) = candidate.events[i].act.for_ms_mut() {
+                    *lasts = ms / 2;
+                }
                 if !self.accept(candidate) {
                     break;
                 }
@@ -125,23 +127,6 @@ fn names(act: &serde_json::Value, machine: u64) -> bool {
             one => one.as_u64() == Some(machine),
         }
     })
-}
-
-fn set_for_ms(act: &mut Act, ms: u64) {
-    match act {
-        Act::Kill { for_ms, .. }
-        | Act::KillHolder { for_ms, .. }
-        | Act::Stop { for_ms, .. }
-        | Act::PowerCut { for_ms, .. }
-        | Act::Pause { for_ms, .. }
-        | Act::Net { for_ms, .. }
-        | Act::SlowDrive { for_ms, .. }
-        | Act::FullDrive { for_ms, .. }
-        | Act::FailingDrive { for_ms, .. }
-        | Act::K3sSlow { for_ms, .. }
-        | Act::K3sNeverReady { for_ms, .. } => *for_ms = ms,
-        _ => {}
-    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! A holder that is being drained gives its VIP away within a bound, as long as somebody eligible is heard by a leader
 //! that has a majority: a drain that keeps the address would cut everybody off at its end. Pure.
 
-use std::collections::BTreeMap;
+use raft_store::model::{Phase, State, Vip};
 
-use raft_store::model::{Phase, State, Vip, VipId};
-
+use super::overdue::Overdue;
 use super::{Invariant, Moment};
 
 /// The bound, in microseconds: the move itself, which waits for a newly elected leader's window and for reports.
@@ -13,7 +12,7 @@ const BOUND_US: u64 = 15_000_000;
 /// See the module.
 #[derive(Default)]
 pub struct DrainedHolder {
-    since: BTreeMap<VipId, (u64, u64)>,
+    since: Overdue,
 }
 
 impl Invariant for DrainedHolder {
@@ -23,23 +22,15 @@ impl Invariant for DrainedHolder {
 
     fn moment(&mut self, m: &Moment<'_>) -> Result<(), String> {
         let Some(state) = m.newest else { return Ok(()) };
-        let mut waiting = BTreeMap::new();
-        for vip in state.vips.values().filter(|v| stuck(state, v, m)) {
-            let began = match self.since.get(&vip.id) {
-                Some((generation, at)) if *generation == vip.generation.0 => *at,
-                _ => m.at_us,
-            };
-            if m.at_us.saturating_sub(began) > BOUND_US {
-                let seconds = (m.at_us - began) / 1_000_000;
-                return Err(format!(
-                    "VIP {} is held by {:?}, which has been drained for {seconds} s though others could take it",
-                    vip.name, vip.holder
-                ));
-            }
-            waiting.insert(vip.id, (vip.generation.0, began));
+        match self.since.look(m, BOUND_US, |vip| stuck(state, vip, m)) {
+            None => Ok(()),
+            Some((vip, lasts_us)) => Err(format!(
+                "VIP {} is held by {:?}, which has been drained for {} s though others could take it",
+                vip.name,
+                vip.holder,
+                lasts_us / 1_000_000
+            )),
         }
-        self.since = waiting;
-        Ok(())
     }
 }
 

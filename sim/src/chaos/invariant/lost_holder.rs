@@ -1,10 +1,9 @@
 //! A VIP whose holder is lost moves within a bound, as long as a leader with a majority hears somebody who can take it:
 //! this is what operators are promised without lifting a finger. Pure.
 
-use std::collections::BTreeMap;
+use raft_store::model::{ClusterStatus, Phase, State, Vip};
 
-use raft_store::model::{ClusterStatus, Phase, State, Vip, VipId};
-
+use super::overdue::Overdue;
 use super::{Invariant, Moment};
 
 /// The bound, in microseconds. The promise is two seconds; here leaders may fall at the same time, and a leader that was
@@ -14,7 +13,7 @@ const BOUND_US: u64 = 10_000_000;
 /// See the module.
 #[derive(Default)]
 pub struct LostHolder {
-    since: BTreeMap<VipId, (u64, u64)>,
+    since: Overdue,
 }
 
 impl Invariant for LostHolder {
@@ -24,22 +23,13 @@ impl Invariant for LostHolder {
 
     fn moment(&mut self, m: &Moment<'_>) -> Result<(), String> {
         let Some(state) = m.newest else { return Ok(()) };
-        let mut waiting = BTreeMap::new();
-        for vip in state.vips.values().filter(|v| is_lost(state, v, m)) {
-            let began = match self.since.get(&vip.id) {
-                Some((generation, at)) if *generation == vip.generation.0 => *at,
-                _ => m.at_us,
-            };
-            if m.at_us.saturating_sub(began) > BOUND_US {
-                let (name, holder) = (&vip.name, vip.holder);
-                return Err(format!(
-                    "VIP {name} stays with {holder:?}, which has been gone for 10 s"
-                ));
-            }
-            waiting.insert(vip.id, (vip.generation.0, began));
+        match self.since.look(m, BOUND_US, |vip| is_lost(state, vip, m)) {
+            None => Ok(()),
+            Some((vip, _)) => Err(format!(
+                "VIP {} stays with {:?}, which has been gone for 10 s",
+                vip.name, vip.holder
+            )),
         }
-        self.since = waiting;
-        Ok(())
     }
 }
 
@@ -51,7 +41,7 @@ fn is_lost(state: &State, vip: &Vip, m: &Moment<'_>) -> bool {
     if up(holder.0).is_some() {
         return false;
     }
-    let leads = |n: &&super::Standing<'_>| n.raft.leader == Some(n.raft.id) && !n.paused;
+    let leads = |n: &&super::Standing| n.raft.leader == Some(n.raft.id) && !n.paused;
     let Some(leader) = m.nodes.iter().find(leads) else { return false };
     let voters = leader.raft.voters.iter().filter(|v| up(**v).is_some()).count();
     let majority = voters * 2 > leader.raft.voters.len();

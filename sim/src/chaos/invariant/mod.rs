@@ -25,6 +25,7 @@ pub mod no_secret;
 pub mod no_way_back;
 pub mod one_founder;
 pub mod one_holder;
+mod overdue;
 pub mod vip_table;
 pub mod votes_grow;
 
@@ -48,7 +49,7 @@ pub struct Applied<'a> {
 }
 
 /// How one node stands at a moment.
-pub struct Standing<'a> {
+pub struct Standing {
     /// Which machine.
     pub machine: usize,
     /// Raft's id of the node.
@@ -58,7 +59,7 @@ pub struct Standing<'a> {
     /// What it has applied, and up to which index.
     pub applied: (u64, Arc<State>),
     /// Its overlay devices.
-    pub meshes: &'a [MeshSpec],
+    pub meshes: Arc<Vec<MeshSpec>>,
     /// Whether its daemon stands still.
     pub paused: bool,
     /// Whether the API server on it answers.
@@ -70,12 +71,12 @@ pub struct Moment<'a> {
     /// Virtual time in microseconds.
     pub at_us: u64,
     /// The nodes that serve now.
-    pub nodes: &'a [Standing<'a>],
+    pub nodes: &'a [Standing],
     /// How often each cluster was founded, by its machines.
     pub founders: &'a [(String, Vec<usize>)],
     /// Whether no fault is on.
     pub settled: bool,
-    /// Whether the network, drives and clocks are well, whatever daemons do.
+    /// Whether the ways between daemons, and drives, are well, whatever daemons do.
     pub net_settled: bool,
     /// The newest state that any node has.
     pub newest: Option<&'a Arc<State>>,

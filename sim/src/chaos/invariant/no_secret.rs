@@ -17,7 +17,7 @@ pub struct NoSecret {
 impl NoSecret {
     /// Learns a secret.
     pub fn learn(&mut self, secret: &str) {
-        if secret.len() >= LENGTH_MIN {
+        if secret.len() >= LENGTH_MIN && !self.secrets.contains(secret) {
             self.secrets.insert(secret.to_owned());
         }
     }

@@ -36,7 +36,7 @@ impl Invariant for VipTable {
 
     fn moment(&mut self, m: &Moment<'_>) -> Result<(), String> {
         for node in m.nodes {
-            for mesh in node.meshes {
+            for mesh in node.meshes.iter() {
                 if let Some(state) = self.states.get(&mesh.generation) {
                     compare(state, mesh, node.node).map_err(|why| {
                         format!("machine {} at index {}: {why}", node.machine, mesh.generation)

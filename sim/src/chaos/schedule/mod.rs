@@ -198,6 +198,11 @@ impl Act {
 
     /// Returns how long it lasts, in milliseconds, if it ends by itself.
     pub fn for_ms(&self) -> Option<u64> {
+        self.clone().for_ms_mut().copied()
+    }
+
+    /// Gives access to how long it lasts, in milliseconds, if it ends by itself.
+    pub fn for_ms_mut(&mut self) -> Option<&mut u64> {
         match self {
             Self::Kill { for_ms, .. }
             | Self::KillHolder { for_ms, .. }
@@ -209,7 +214,7 @@ impl Act {
             | Self::FullDrive { for_ms, .. }
             | Self::FailingDrive { for_ms, .. }
             | Self::K3sSlow { for_ms, .. }
-            | Self::K3sNeverReady { for_ms, .. } => Some(*for_ms),
+            | Self::K3sNeverReady { for_ms, .. } => Some(for_ms),
             _ => None,
         }
     }

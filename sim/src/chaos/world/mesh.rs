@@ -14,7 +14,6 @@ use sdwan::{MeshSpec, PrivateKey, PublicKey, Tunnel};
 use tokio::time::sleep;
 
 use super::life::Life;
-
 use super::session::PlainSession;
 use super::stack::Stack;
 use super::{Inner, Machine, World, lock};
@@ -35,7 +34,7 @@ pub struct Devices {
 #[derive(Default)]
 struct State {
     /// What the devices were made from last.
-    specs: Vec<MeshSpec>,
+    specs: Arc<Vec<MeshSpec>>,
     /// Whether a daemon moves packets through them.
     running: bool,
     tunnels: BTreeMap<String, Tunnel<PlainSession>>,
@@ -58,14 +57,14 @@ impl State {
     }
 
     fn set(&mut self, specs: Vec<MeshSpec>, packets: bool) {
-        self.specs = specs;
+        self.specs = Arc::new(specs);
         self.learn_key();
         if !packets {
             return;
         }
         let Self { specs, tunnels, made, .. } = self;
         tunnels.retain(|name, _| specs.iter().any(|s| s.interface == *name));
-        for spec in specs {
+        for spec in specs.iter() {
             let tunnel = tunnels.entry(spec.interface.clone()).or_insert_with(|| {
                 *made += 1;
                 Tunnel::new(*made * 10_000)
@@ -89,7 +88,7 @@ enum Out {
 
 impl Devices {
     /// Returns what the devices were made from last.
-    pub fn specs(&self) -> Vec<MeshSpec> {
+    pub fn specs(&self) -> Arc<Vec<MeshSpec>> {
         lock(&self.state).specs.clone()
     }
 
@@ -215,7 +214,7 @@ impl node::env::Mesh for SimMesh {
         let mut held = None;
         let outs = self.machine.devices.drive(|state| {
             state.running = true;
-            if state.specs != specs || (packets && state.tunnels.is_empty()) {
+            if *state.specs != specs || (packets && state.tunnels.is_empty()) {
                 let all = specs.iter().flat_map(|s| s.held.iter().map(ToString::to_string));
                 held = Some(all.collect::<Vec<String>>().join(" "));
                 state.set(specs, packets);
