@@ -47,6 +47,17 @@ pub enum PeerError {
     Refused(String),
 }
 
+/// Says what a call's status means for the caller.
+pub fn failed(status: &tonic::Status) -> PeerError {
+    let words = status.message().to_owned();
+    match status.code() {
+        tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled => {
+            PeerError::Unreachable(words)
+        }
+        _ => PeerError::Refused(words),
+    }
+}
+
 type Key = (Uuid, Lane);
 
 /// Channels to other daemons. Clones share them.
@@ -130,12 +141,7 @@ impl PeerPool {
                 .max_decoding_message_size(FRAME_MAX)
                 .max_encoding_message_size(FRAME_MAX);
             let frame = Frame { kind, body: body.to_vec() };
-            client.call(frame).await.map_err(|s| match s.code() {
-                tonic::Code::Unavailable | tonic::Code::Unknown | tonic::Code::Cancelled => {
-                    PeerError::Unreachable(s.message().to_owned())
-                }
-                _ => PeerError::Refused(s.message().to_owned()),
-            })
+            client.call(frame).await.map_err(|s| failed(&s))
         };
         let result = match timeout(deadline, attempt).await {
             Ok(result) => result,

@@ -16,13 +16,13 @@ use raft_store::model::{FOUNDER, Name, NodeId, RequestId, default_pools, overlap
 use raft_store::raft::{
     Frame, Profile, Store, StoreConfig, Transport, TransportError, is_in_use, is_put_aside,
 };
+use raft_store::rt;
 use raft_store::seal::FleetKey;
 use uuid::Uuid;
 
 use crate::env::Machine;
 use crate::identity::{Identity, IdentityError, Membership};
 use crate::whereabouts::{Book, Record};
-use raft_store::rt;
 
 /// The first network's name.
 const NETWORK: &str = "default";

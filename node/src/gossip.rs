@@ -9,6 +9,7 @@ use futures::future::join_all;
 use raft_store::model::NodeId;
 use raft_store::plan::quorum_needs;
 use raft_store::raft::{Store, TransportError};
+use raft_store::rt::{self, sleep};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -20,7 +21,6 @@ use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
 use crate::trips::{Trips, undecided_fellows};
 use crate::whereabouts::Record;
-use raft_store::rt::{self, sleep};
 
 /// Pause between two looks, and between two rounds while there is something to tell, to learn or to measure.
 const PERIOD: Duration = Duration::from_secs(1);

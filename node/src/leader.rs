@@ -13,6 +13,7 @@ use raft_store::plan::{
 };
 use raft_store::raft::{ProposeError, RaftStatus, Store};
 use raft_store::rt::watch;
+use raft_store::rt::{self, sleep_until};
 use raft_store::seal::FleetKey;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -22,7 +23,6 @@ use crate::env::{Env, Wire};
 use crate::frames::Heard;
 use crate::own::OwnHandle;
 use crate::transport::NodeTransport;
-use raft_store::rt::{self, sleep_until};
 
 /// How often the leader looks at everything anew, apart from what wakes it.
 const TICK: Duration = Duration::from_millis(50);

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use api::daemon::Daemon;
+use api::tls::Papers;
 use raft_store::rt::Scope;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::daemon::Paths;
+use crate::daemon::{DaemonError, Paths};
 use crate::env::Server;
 
 /// The state of a listening socket in `/proc/net/tcp`.
@@ -91,8 +92,17 @@ impl Server for Listeners {
 /// Listens on what the configuration says; the local socket's path is among the `paths`.
 ///
 /// # Errors
-/// When an address is taken, or cannot be listened on.
+/// When the papers cannot be used, or an address is taken or cannot be listened on.
 pub async fn listen(
+    config: &Config,
+    paths: &Paths,
+    papers: &Papers,
+) -> Result<Listeners, DaemonError> {
+    let tls = papers.server().map_err(DaemonError::Tls)?;
+    bind_all(config, paths, tls).await.map_err(DaemonError::Listen)
+}
+
+async fn bind_all(
     config: &Config,
     paths: &Paths,
     tls: Arc<ServerConfig>,

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use futures::future::join_all;
 use raft_store::model::NodeId;
 use raft_store::raft::{Frame, Store, Transport as _};
+use raft_store::rt::{self, sleep, timeout};
 
 use crate::env::{Env, Wire};
 use crate::frames::{self, Heard};
 use crate::leader::LeaderHandle;
 use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
-use raft_store::rt::{self, sleep, timeout};
 
 /// Pause between two reports.
 const PERIOD: Duration = Duration::from_millis(100);

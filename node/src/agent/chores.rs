@@ -9,13 +9,13 @@ use raft_store::apply::Command;
 use raft_store::model::{Cluster, Drain, DrainStep, Ghost, Name, Node, Phase, Role, State};
 use raft_store::raft::Published;
 use raft_store::rt::watch;
+use raft_store::rt::{self, sleep, timeout};
 use tokio::time::Instant;
 
 use super::Shared;
 use super::password::Password;
 use super::pods::Pods;
 use crate::env::Env;
-use raft_store::rt::{self, sleep, timeout};
 
 /// Without a change, things are looked at this often.
 const PERIOD: Duration = Duration::from_secs(1);

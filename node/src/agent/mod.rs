@@ -14,6 +14,7 @@ use api::secrets::{CLUSTER_SECRETS, ClusterSecrets};
 use raft_store::apply::{Command, Outcome, RejectCode};
 use raft_store::model::{Cluster, NodeId, State};
 use raft_store::raft::Store;
+use raft_store::rt::sleep;
 use raft_store::rt::watch;
 use raft_store::seal::FleetKey;
 
@@ -21,7 +22,6 @@ use crate::env::Env;
 use crate::leader::proposal;
 use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
-use raft_store::rt::sleep;
 
 /// How long a report of an agent may take to be committed.
 const PROPOSE_MAX: Duration = Duration::from_secs(5);

@@ -7,13 +7,13 @@ use std::time::Duration;
 use raft_store::model::{Generation, NodeId, State, VipId};
 use raft_store::plan::PreparedVip;
 use raft_store::rt::watch;
+use raft_store::rt::{self, sleep_until, timeout};
 use sdwan::MeshSpec;
 use tokio::time::Instant;
 
 use super::Shared;
 use crate::env::{Env, Mesh};
 use crate::project::{Local, addresses, former_holder, lost_holders, meshes, route_clash};
-use raft_store::rt::{self, sleep_until, timeout};
 
 /// Without a change, the devices are looked at this often.
 const PERIOD: Duration = Duration::from_millis(500);

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use raft_store::model::Name;
+use raft_store::rt;
 use tokio::time::Instant;
 
 use crate::own::OwnHandle;
-use raft_store::rt;
 
 /// Pause between two tries.
 const PERIOD: Duration = Duration::from_secs(5);

@@ -9,6 +9,7 @@ use raft_store::apply::{Command, ReportPhase};
 use raft_store::model::{Assignment, Cluster, Phase, Role, State};
 use raft_store::raft::Published;
 use raft_store::rt::watch;
+use raft_store::rt::{self, sleep, timeout};
 use tokio::time::Instant;
 
 use super::Shared;
@@ -16,7 +17,6 @@ use super::founding;
 use crate::env::Env;
 use crate::own::Disk;
 use crate::project::{Founding, K3sInputs, endpoint_addresses, k3s_spec};
-use raft_store::rt::{self, sleep, timeout};
 
 /// The shortest pause between two turns.
 const PAUSE: Duration = Duration::from_millis(200);

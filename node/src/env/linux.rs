@@ -108,7 +108,8 @@ impl TlsWire {
     }
 }
 
-fn error(e: PeerError) -> TransportError {
+/// Says what a failed call to another daemon means for Raft.
+pub fn transport_error(e: PeerError) -> TransportError {
     match e {
         PeerError::Timeout(d) => TransportError::Timeout(d),
         PeerError::Unreachable(why) => TransportError::Unreachable(why),
@@ -126,7 +127,7 @@ impl Wire for TlsWire {
     ) -> Result<Message, TransportError> {
         let bulk = message.0 == kind::SNAPSHOT || message.1.len() > BULK;
         let lane = if bulk { Lane::Bulk } else { Lane::Quick };
-        self.pool.call(to, lane, addresses, message, deadline).await.map_err(error)
+        self.pool.call(to, lane, addresses, message, deadline).await.map_err(transport_error)
     }
 
     async fn call_at(
@@ -135,7 +136,7 @@ impl Wire for TlsWire {
         message: Message,
         deadline: Duration,
     ) -> Result<Message, TransportError> {
-        self.pool.call_at(address, self.fleet, message, deadline).await.map_err(error)
+        self.pool.call_at(address, self.fleet, message, deadline).await.map_err(transport_error)
     }
 }
 
@@ -279,8 +280,7 @@ impl Env for LinuxEnv {
         paths: &Paths,
         papers: &Papers,
     ) -> Result<Listeners, DaemonError> {
-        let tls = papers.server().map_err(DaemonError::Tls)?;
-        listen(config, paths, tls).await.map_err(DaemonError::Listen)
+        listen(config, paths, papers).await
     }
 
     async fn told_to_end(&self) {

@@ -132,8 +132,7 @@ impl Env for Bare {
         paths: &Paths,
         papers: &Papers,
     ) -> Result<Listeners, DaemonError> {
-        let tls = papers.server().map_err(DaemonError::Tls)?;
-        listen(config, paths, tls).await.map_err(DaemonError::Listen)
+        listen(config, paths, papers).await
     }
 
     async fn told_to_end(&self) {

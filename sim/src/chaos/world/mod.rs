@@ -20,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use raft_store::model::UnixMillis;
 use raft_store::rt::Scope;
 use uuid::Uuid;
@@ -29,7 +30,6 @@ use crate::chaos::flaw::Flaw;
 use crate::chaos::judge::Judge;
 use crate::chaos::k3s::Kubernetes;
 use crate::chaos::trace::{Recorder, Trace};
-use bytes::Bytes;
 use disk::{Drive, Mode};
 use files::SimFiles;
 use life::Life;

@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::transport::failed;
 use bytes::Bytes;
 use node::config::API_PORT;
+use node::env::linux::transport_error;
 use node::env::{Message, Wire};
 use raft_store::raft::{TransportError, granted_vote, kind};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::Code;
 use uuid::Uuid;
 
 use super::World;
@@ -171,12 +172,7 @@ async fn arrive(world: &World, letter: &Letter) -> Option<Answer> {
             Some(Ok((kind::VOTE, answer)))
         }
         Ok(Ok((kind, body))) => Some(Ok((kind, world.tampered_answer(kind, body)))),
-        Ok(Err(status)) => Some(Err(match status.code() {
-            Code::Unavailable | Code::Unknown | Code::Cancelled => {
-                TransportError::Unreachable(status.message().to_owned())
-            }
-            _ => TransportError::Refused(status.message().to_owned()),
-        })),
+        Ok(Err(status)) => Some(Err(transport_error(failed(&status)))),
         Err(_) => died(world, letter, &life)
             .then(|| Err(TransportError::Unreachable("connection reset".to_owned()))),
     }
