@@ -14,7 +14,7 @@ use super::judge::Judge;
 use super::kernel;
 use super::people::{Person, node_name};
 use super::play::Stage;
-use super::run::{Wanted, run};
+use super::run::{Keep, run};
 use super::schedule::{Profile, Schedule};
 use super::trace::Trace;
 use super::world::life::Start;
@@ -71,7 +71,7 @@ pub fn bench(args: &BenchArgs) -> Result<u8, String> {
     let mut virtual_us = 0;
     for seed in 0..args.seeds {
         let schedule = Schedule::sized(seed, Profile::Default, 5);
-        virtual_us += run(&schedule, &Wanted::default())?.virtual_us;
+        virtual_us += run(&schedule, Keep::Hash)?.virtual_us;
     }
     let default_per_s = virtual_us as f64 / 1e6 / began.elapsed().as_secs_f64();
     say(&format!(

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use super::flaw::Flaw;
 use super::report::page;
-use super::run::{Outcome, Wanted, run, violates};
+use super::run::{Keep, Outcome, run, violates};
 use super::schedule::{Profile, Schedule};
 use super::shrink::shrink;
 use super::sweep::{Failure, Plan, sweep};
@@ -35,6 +36,9 @@ pub struct RunArgs {
     /// Do not make a failing schedule shorter.
     #[arg(long)]
     no_shrink: bool,
+    /// Let this be wrong with the world.
+    #[arg(long, value_enum)]
+    flaw: Option<Flaw>,
 }
 
 /// How a schedule is run.
@@ -125,7 +129,8 @@ fn seeds(text: &str) -> Result<(u64, u64), String> {
 /// # Errors
 /// When a file cannot be written, or the kernel gives no runtime.
 pub fn run_seed(args: &RunArgs) -> Result<u8, String> {
-    let schedule = Schedule::from_seed(args.seed, args.profile);
+    let mut schedule = Schedule::from_seed(args.seed, args.profile);
+    schedule.flaw = args.flaw;
     if let Some(path) = &args.schedule {
         schedule.save(path)?;
     }
@@ -169,7 +174,7 @@ pub fn corpus(args: &CorpusArgs) -> Result<u8, String> {
 /// When a file cannot be read or written, or the schedule does not fail.
 pub fn shorten(args: &ShrinkArgs) -> Result<u8, String> {
     let schedule = Schedule::load(&args.file)?;
-    let outcome = run(&schedule, &Wanted::default())?;
+    let outcome = run(&schedule, Keep::Hash)?;
     let Some(violation) = &outcome.violation else {
         return Err(format!("{} violates nothing", args.file.display()));
     };
@@ -191,7 +196,6 @@ pub fn run_sweep(args: &SweepArgs) -> Result<u8, String> {
         limit: args.minutes.map(|m| Duration::from_secs_f64((m * 60.0).max(0.0))),
         twice: args.twice,
         keep_going: args.keep_going,
-        wanted: Wanted::default(),
     };
     let sum = sweep(&plan)?;
     for failure in &sum.failures {
@@ -243,7 +247,7 @@ fn keep(failure: &Failure, dir: &Path, shrinks: bool) -> Result<(), String> {
 
 fn shorter(schedule: &Schedule, name: &str, runs: usize, out: &Path) -> Result<(), String> {
     say(&format!("making it shorter, in at most {runs} runs"));
-    let fails = |candidate: &Schedule| violates(candidate, &Wanted::default(), name);
+    let fails = |candidate: &Schedule| violates(candidate, name);
     let shrunk = shrink(schedule, runs, fails);
     shrunk.schedule.save(out)?;
     let short = &shrunk.schedule;
@@ -260,9 +264,9 @@ fn shorter(schedule: &Schedule, name: &str, runs: usize, out: &Path) -> Result<(
 
 #[expect(clippy::disallowed_methods, reason = "how fast it is, is a matter of the real clock")]
 fn one(schedule: &Schedule, how: &How, out: Option<&Path>) -> Result<u8, String> {
-    let wanted = Wanted { text: how.trace.is_some(), ..Wanted::default() };
+    let kept = if how.trace.is_some() { Keep::Text } else { Keep::Hash };
     let began = Instant::now();
-    let outcome = run(schedule, &wanted)?;
+    let outcome = run(schedule, kept)?;
     let wall = began.elapsed().as_secs_f64();
     if let Some(path) = &how.trace {
         let text = outcome.text.join("\n") + "\n";
@@ -291,7 +295,7 @@ fn one(schedule: &Schedule, how: &How, out: Option<&Path>) -> Result<u8, String>
         }
     }
     if how.twice {
-        let again = run(schedule, &Wanted::default())?;
+        let again = run(schedule, Keep::Hash)?;
         if again.hash != outcome.hash {
             say(&format!("not repeatable: the second trace is {}", again.hash));
             code = DIFFERS;

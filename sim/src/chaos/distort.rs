@@ -12,6 +12,7 @@ pub fn distort(flaw: Option<Flaw>, state: &Arc<State>) -> Arc<State> {
         Some(Flaw::DoubledAddress) => Arc::new(doubled(state)),
         Some(Flaw::RevivedFounding) => Arc::new(revived(state)),
         Some(Flaw::StuckGeneration) => Arc::new(stuck(state)),
+        Some(Flaw::EndlessTicket) => Arc::new(endless(state)),
         _ => state.clone(),
     }
 }
@@ -49,5 +50,12 @@ fn stuck(state: &State) -> State {
     for vip in wrong.vips.values_mut().filter(|v| v.holder.is_some()) {
         vip.generation = Generation(1);
     }
+    wrong
+}
+
+/// Leaves every ticket as it was made.
+fn endless(state: &State) -> State {
+    let mut wrong = state.clone();
+    wrong.tickets.values_mut().for_each(|t| t.uses_left = t.uses);
     wrong
 }

@@ -38,13 +38,15 @@ pub enum Flaw {
     StuckGeneration,
     /// A server that should join founds a cluster of its own.
     SecondFounder,
+    /// `apply` never notes that a ticket was used.
+    EndlessTicket,
     /// A host's error repeats a secret.
     TalkativeHost,
 }
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::LyingDrive,
         Self::ForgetfulVote,
         Self::AlteredEntry,
@@ -60,6 +62,7 @@ impl Flaw {
         Self::RevivedFounding,
         Self::StuckGeneration,
         Self::SecondFounder,
+        Self::EndlessTicket,
         Self::TalkativeHost,
     ];
 
@@ -81,6 +84,7 @@ impl Flaw {
             Self::RevivedFounding => "apply sends an active cluster back to its founding",
             Self::StuckGeneration => "a VIP moves without another generation",
             Self::SecondFounder => "a server that should join founds a cluster",
+            Self::EndlessTicket => "apply never notes that a ticket was used",
             Self::TalkativeHost => "an error message repeats a secret",
         }
     }
@@ -104,6 +108,7 @@ impl Flaw {
             Self::ForgottenRequest | Self::StaleRead => &["acknowledged"],
             Self::ReusedId => &["addresses", "votes_grow", "agreement", "heals", "no_panic"],
             Self::SecondFounder => &["one_founder"],
+            Self::EndlessTicket => &["tickets"],
             Self::TalkativeHost => &["no_secret"],
         }
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::cli::say;
 use super::flaw::Flaw;
-use super::run::{Wanted, run, violates};
+use super::run::{Keep, run, violates};
 use super::schedule::{Profile, Schedule};
 use super::shrink::shrink;
 
@@ -109,12 +109,12 @@ fn all(wanted: &[Flaw], args: &FlawsArgs) -> Result<Vec<Found>, String> {
 }
 
 fn find(flaw: Flaw, args: &FlawsArgs) -> Result<Found, String> {
-    let wanted = Wanted { flaw: Some(flaw), ..Wanted::default() };
     let mut none =
         Found { flaw, words: flaw.words(), by: None, seeds: args.seeds, events: 0, short: None };
     for seed in 0..args.seeds {
-        let schedule = Schedule::from_seed(seed, Profile::Default);
-        let outcome = run(&schedule, &wanted)?;
+        let mut schedule = Schedule::from_seed(seed, Profile::Default);
+        schedule.flaw = Some(flaw);
+        let outcome = run(&schedule, Keep::Hash)?;
         let Some(violation) = outcome.violation else { continue };
         if !flaw.found_by().contains(&violation.name.as_str()) {
             continue;
@@ -122,7 +122,7 @@ fn find(flaw: Flaw, args: &FlawsArgs) -> Result<Found, String> {
         none.by = Some(violation.name.clone());
         (none.seeds, none.events) = (seed + 1, schedule.events.len());
         if !args.no_shrink {
-            let fails = |candidate: &Schedule| violates(candidate, &wanted, &violation.name);
+            let fails = |candidate: &Schedule| violates(candidate, &violation.name);
             let shrunk = shrink(&schedule, SHRINK_RUNS, fails);
             none.short = Some(shrunk.schedule.events.len());
             let name = serde_json::to_value(flaw).map_err(|e| e.to_string())?;

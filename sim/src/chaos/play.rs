@@ -71,6 +71,7 @@ impl Stage {
             Act::Join { machine, via } => self.join(*machine, *via, false).await,
             Act::Rejoin { machine, via } => self.join(*machine, *via, true).await,
             Act::ForgeTicket { machine, via } => self.forge(*machine, *via).await,
+            Act::ShareTicket { machine, other, via } => self.share(*machine, *other, *via).await,
             Act::CreateCluster { name, servers, workers, via } => {
                 self.person(*via).create_cluster(name, servers, workers).await;
             }
@@ -149,6 +150,16 @@ impl Stage {
         self.world.start(machine, Start::Join { ticket: Box::new(ticket), name, replaces: None });
     }
 
+    /// Shows one ticket from two machines at once.
+    async fn share(&self, machine: usize, other: usize, via: usize) {
+        let Some(ticket) = self.person(via).ticket().await else { return };
+        for machine in [machine, other] {
+            let Ok(name) = node_name(machine).parse() else { return };
+            let ticket = Box::new(ticket.clone());
+            self.world.start(machine, Start::Join { ticket, name, replaces: None });
+        }
+    }
+
     async fn fault(&self, number: usize, act: Act) {
         // Whom it hits is known only now, and must not change until its end.
         let act = match act {
@@ -178,6 +189,7 @@ impl Stage {
             Act::PowerCut { machine, .. } => world.power_off(*machine),
             Act::Pause { machine, .. } => world.pause(*machine),
             Act::Wipe { machine } => self.wipe(*machine),
+            Act::Readdress { machine } => world.readdress(*machine),
             Act::Net { from, to, both, effect, for_ms } => {
                 let until_us = world.now_us() + for_ms * 1_000;
                 self.hurt(number, (from, to), *effect, until_us);

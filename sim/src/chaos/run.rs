@@ -23,13 +23,13 @@ use super::world::{Shape, World};
 /// How long the fleet may take to be made, without any fault.
 const MADE_MAX: Duration = Duration::from_secs(120);
 
-/// What is wanted of a run beside its judgement.
-#[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    /// Its steps in words.
-    pub text: bool,
-    /// What is wrong with the world on purpose.
-    pub flaw: Option<Flaw>,
+/// What is kept of a run's trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Its hash.
+    Hash,
+    /// Its steps in words, too.
+    Text,
 }
 
 /// What came of a run.
@@ -57,11 +57,10 @@ pub struct Outcome {
 ///
 /// # Errors
 /// When the kernel gives no runtime.
-pub fn run(schedule: &Schedule, wanted: &Wanted) -> Result<Outcome, String> {
-    let trace = Arc::new(if wanted.text { Trace::with_text() } else { Trace::default() });
+pub fn run(schedule: &Schedule, keep: Keep) -> Result<Outcome, String> {
+    let trace = Arc::new(if keep == Keep::Text { Trace::with_text() } else { Trace::default() });
     let kept = trace.clone();
-    let (judge, virtual_us, faults) =
-        kernel::run(async move { whole(schedule, wanted, trace).await })?;
+    let (judge, virtual_us, faults) = kernel::run(async move { whole(schedule, trace).await })?;
     Ok(Outcome {
         hash: kept.hash(),
         steps: kept.steps(),
@@ -75,24 +74,24 @@ pub fn run(schedule: &Schedule, wanted: &Wanted) -> Result<Outcome, String> {
 }
 
 /// Tells whether a run of a schedule violates the invariant of this name.
-pub fn violates(schedule: &Schedule, wanted: &Wanted, name: &str) -> bool {
-    run(schedule, wanted).is_ok_and(|o| o.violation.is_some_and(|v| v.name == name))
+pub fn violates(schedule: &Schedule, name: &str) -> bool {
+    run(schedule, Keep::Hash).is_ok_and(|o| o.violation.is_some_and(|v| v.name == name))
 }
 
 type Whole = (Judge, u64, BTreeMap<&'static str, u64>);
 
-async fn whole(schedule: &Schedule, wanted: &Wanted, trace: Arc<Trace>) -> Whole {
+async fn whole(schedule: &Schedule, trace: Arc<Trace>) -> Whole {
     let shape =
         Shape { sites: schedule.sites.clone(), between_us: schedule.between_us, packets: true };
     let judge = Judge::default();
     let _heard = tracing::subscriber::set_default(Listener::new(judge.clone()));
-    let world = World::new(schedule.seed, &shape, wanted.flaw, trace, judge.clone());
-    if wanted.flaw == Some(Flaw::SecondFounder) {
+    let world = World::new(schedule.seed, &shape, schedule.flaw, trace, judge.clone());
+    if schedule.flaw == Some(Flaw::SecondFounder) {
         world.kubernetes().found_again();
     }
     let stage = Stage { world: world.clone(), judge: judge.clone() };
     world.scope().spawn("looking", judge.clone().look(world.clone()));
-    if wanted.flaw == Some(Flaw::BlindPlanner) {
+    if schedule.flaw == Some(Flaw::BlindPlanner) {
         world.scope().spawn("forger", world.clone().speak_for_the_dead());
     }
     let mut faults = BTreeMap::new();

@@ -2,7 +2,6 @@
 //! repeated or reordered an entry. Pure.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 
 use raft_store::model::State;
@@ -13,16 +12,14 @@ use super::{Applied, Invariant};
 /// Above this many members a state is compared at each so many indexes only: it costs as much as it is large.
 const LARGE: usize = 50;
 const STRIDE: u64 = 64;
-/// How many indexes are remembered.
-const KEPT: usize = 4_096;
-const STATES_KEPT: usize = 64;
+/// How many indexes are remembered. What differed further back still differs in these.
+const KEPT: usize = 1_024;
 
 /// See the module.
 #[derive(Default)]
 pub struct Agreement {
-    seen: BTreeMap<u64, (u64, usize)>,
-    /// The newest states themselves, to say in what they differ.
-    states: BTreeMap<u64, Arc<State>>,
+    /// What the first machine had that applied an index, and which one that was.
+    seen: BTreeMap<u64, (Arc<State>, usize)>,
 }
 
 impl Invariant for Agreement {
@@ -34,27 +31,19 @@ impl Invariant for Agreement {
         if a.state.nodes.len() > LARGE && !a.index.is_multiple_of(STRIDE) {
             return Ok(());
         }
-        let bytes = serde_json::to_vec(&**a.state).map_err(|e| e.to_string())?;
-        let mut hasher = DefaultHasher::new();
-        hasher.write(&bytes);
-        let hash = hasher.finish();
-        self.states.entry(a.index).or_insert_with(|| a.state.clone());
-        if self.states.len() > STATES_KEPT {
-            self.states.pop_first();
-        }
-        let (known, by) = *self.seen.entry(a.index).or_insert((hash, a.machine));
-        if self.seen.len() > KEPT {
-            self.seen.pop_first();
-        }
-        if known == hash {
+        let Some((known, by)) = self.seen.get(&a.index) else {
+            self.seen.insert(a.index, (a.state.clone(), a.machine));
+            if self.seen.len() > KEPT {
+                self.seen.pop_first();
+            }
+            return Ok(());
+        };
+        if known == a.state {
             return Ok(());
         }
-        let where_ = self.states.get(&a.index).map(|other| differing(other, a.state));
         let (machine, index) = (a.machine, a.index);
-        Err(format!(
-            "machines {by} and {machine} differ at index {index}: {}",
-            where_.unwrap_or_default()
-        ))
+        let where_ = differing(known, a.state);
+        Err(format!("machines {by} and {machine} differ at index {index}: {where_}"))
     }
 }
 

@@ -13,6 +13,7 @@
 //! | [`one_founder`] | one machine founds a cluster |
 //! | [`no_way_back`] | an active cluster is never founded again |
 //! | [`addresses`] | overlay addresses and node ids belong to one node |
+//! | [`tickets`] | a ticket lets in as many machines as it was made for |
 //! | [`no_secret`] | no secret in a line of the log or an event |
 
 pub mod acknowledged;
@@ -26,6 +27,7 @@ pub mod no_way_back;
 pub mod one_founder;
 pub mod one_holder;
 mod overdue;
+pub mod tickets;
 pub mod vip_table;
 pub mod votes_grow;
 
@@ -116,5 +118,6 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<one_founder::OneFounder>::default(),
         Box::<no_way_back::NoWayBack>::default(),
         Box::<addresses::Addresses>::default(),
+        Box::<tickets::Tickets>::default(),
     ]
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::profile::Weights;
 use super::{Act, Event, Profile, Schedule, VERSION};
 use crate::chaos::draw::Draw;
 use crate::chaos::world::net::Effect;
@@ -13,9 +14,12 @@ const CLUSTERS: [&str; 2] = ["lab", "edge"];
 struct Drawing {
     draw: Draw,
     profile: Profile,
+    weights: Weights,
     machines: usize,
     founders: usize,
     until_ms: u64,
+    /// From when to when nothing else goes wrong, in milliseconds.
+    calm: Vec<(u64, u64)>,
     events: Vec<Event>,
 }
 
@@ -33,7 +37,12 @@ pub(super) fn schedule(seed: u64, profile: Profile, sized: Option<usize>) -> Sch
     let (short, long) = profile.lasts_s();
     let until_ms = draw.within(short..=long) * 1_000;
     let founders = (machines - late).max(1);
-    let mut drawing = Drawing { draw, profile, machines, founders, until_ms, events: Vec::new() };
+    let swarm = draw.chance(600);
+    let weights = profile.weights();
+    let weights = if swarm { weights.some(|| draw.chance(400)) } else { weights };
+    let (calm, events) = (Vec::new(), Vec::new());
+    let mut drawing =
+        Drawing { draw, profile, weights, machines, founders, until_ms, calm, events };
     drawing.newcomers();
     drawing.clusters();
     drawing.operators();
@@ -48,6 +57,7 @@ pub(super) fn schedule(seed: u64, profile: Profile, sized: Option<usize>) -> Sch
         profile,
         sites,
         between_us,
+        flaw: None,
         voters,
         founders,
         until_ms,
@@ -145,20 +155,32 @@ impl Drawing {
                     self.add(at, Act::CreateNetwork { name: network.clone(), via });
                     self.add(at + 3_000, Act::Attach { machine, network, via });
                 }
-                _ => self.add(at, Act::ForgeTicket { machine, via }),
+                90..=94 => self.add(at, Act::ForgeTicket { machine, via }),
+                _ => {
+                    // Those that are not members yet are the last ones.
+                    let [machine, other] = [1, 2].map(|n| self.machines.saturating_sub(n));
+                    self.add(at, Act::ShareTicket { machine, other, via });
+                }
             }
         }
     }
 
-    /// What is done to whoever holds a VIP when it comes to it.
+    /// What is done to whoever holds a VIP when it comes to it; often it comes alone, since what people are promised of it
+    /// can only be held against a fleet that is well otherwise.
     fn holders(&mut self) {
         if self.draw.chance(500) {
             let (at, cluster) = (self.time(), self.cluster());
             let (power, for_ms) = (self.draw.chance(400), self.draw.within(8_000..=25_000));
+            if self.draw.chance(500) {
+                self.calm.push((at, at + for_ms));
+            }
             self.add(at, Act::KillHolder { cluster, power, for_ms });
         }
         if self.draw.chance(400) {
             let (at, cluster, via) = (self.time(), self.cluster(), self.founder());
+            if self.draw.chance(500) {
+                self.calm.push((at, at + 20_000));
+            }
             self.add(at, Act::DrainHolder { cluster, via });
         }
     }
@@ -190,30 +212,46 @@ impl Drawing {
         }
     }
 
+    /// Faults come in gusts, with calm between them: some promises are only kept where nothing else is wrong for long
+    /// enough.
     fn faults(&mut self) {
-        let mean = self.profile.fault_every_ms();
+        let mean = self.profile.fault_every_ms() * self.draw.pick(&[1, 1, 2, 4]).unwrap_or(&1);
+        let calm = self.draw.pick(&[0, 40, 120]).copied().unwrap_or(0);
         let mut at = 0;
         loop {
             at += self.draw.within(1..=2 * mean);
+            if self.draw.chance(calm) {
+                at += self.draw.within(12_000..=25_000);
+            }
+            if let Some((_, end)) = self.calm.iter().find(|(from, to)| (*from..*to).contains(&at)) {
+                at = *end;
+            }
             if at >= self.until_ms {
                 return;
             }
             let act = self.fault(at);
+            if let Act::Wipe { machine } = act
+                && self.draw.chance(700)
+            {
+                let (back, via) = (at + self.draw.within(2_000..=20_000), self.founder());
+                self.add(back, Act::Rejoin { machine, via });
+            }
             self.add(at, act);
         }
     }
 
     fn lasting(&mut self, at: u64) -> u64 {
-        let longest = self.until_ms.saturating_sub(at).max(200);
+        let calm = self.calm.iter().map(|(from, _)| *from).filter(|from| *from > at).min();
+        let over = calm.unwrap_or(self.until_ms).min(self.until_ms);
+        let longest = over.saturating_sub(at).max(200);
         let long = if self.draw.chance(250) { 30_000 } else { 5_000 };
         self.draw.within(50..=long).min(longest)
     }
 
     fn fault(&mut self, at: u64) -> Act {
-        let w = self.profile.weights();
         let machine = self.machine();
         let for_ms = self.lasting(at);
-        let all = [w.process, w.power, w.net, w.drive, w.clock, w.k3s];
+        let all = self.weights.all();
         let mut left = self.draw.within(0..=all.iter().sum::<u64>() - 1);
         let kind = all.iter().position(|weight| {
             let hit = left < *weight;
@@ -230,6 +268,7 @@ impl Drawing {
                 0 => Act::Wipe { machine },
                 _ => Act::PowerCut { machine, for_ms },
             },
+            Some(2) if self.draw.chance(60) => Act::Readdress { machine },
             Some(2) => self.net(for_ms),
             Some(3) => match self.draw.within(0..=9) {
                 0..=5 => Act::SlowDrive { machine, sync_ms: self.draw.within(20..=1_500), for_ms },
@@ -309,6 +348,9 @@ mod tests {
         }
         for kind in [
             "join",
+            "readdress",
+            "share-ticket",
+            "rejoin",
             "drain",
             "undrain",
             "move-vip",

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::flaw::Flaw;
 use super::world::net::Effect;
 
 /// The format of a schedule's file.
@@ -31,6 +32,9 @@ pub struct Schedule {
     pub sites: Vec<usize>,
     /// One way between sites, in microseconds.
     pub between_us: u64,
+    /// What is wrong with the world on purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flaw: Option<Flaw>,
     /// How many nodes vote at most.
     pub voters: u8,
     /// How many of the machines join while the fleet is made, before the first event.
@@ -61,6 +65,8 @@ pub enum Act {
     Rejoin { machine: usize, via: usize },
     /// A ticket that was used is shown again by another machine, or one that nobody made.
     ForgeTicket { machine: usize, via: usize },
+    /// Two machines show the same ticket, which admits one.
+    ShareTicket { machine: usize, other: usize, via: usize },
     /// A cluster is made of these machines.
     CreateCluster { name: String, servers: Vec<usize>, workers: Vec<usize>, via: usize },
     /// A machine gets a role.
@@ -103,6 +109,8 @@ pub enum Act {
     Pause { machine: usize, for_ms: u64 },
     /// A machine loses all that it has, and stays so.
     Wipe { machine: usize },
+    /// A machine has another address from now on.
+    Readdress { machine: usize },
     /// The network between machines is hurt for so long.
     Net { from: BTreeSet<usize>, to: BTreeSet<usize>, both: bool, effect: Effect, for_ms: u64 },
     /// A drive takes up to so many milliseconds for a sync, for so long.
@@ -132,6 +140,7 @@ impl Act {
             Self::Join { .. } => "join",
             Self::Rejoin { .. } => "rejoin",
             Self::ForgeTicket { .. } => "forge-ticket",
+            Self::ShareTicket { .. } => "share-ticket",
             Self::CreateCluster { .. } => "create-cluster",
             Self::AssignRole { .. } => "assign-role",
             Self::UnassignRole { .. } => "unassign-role",
@@ -153,6 +162,7 @@ impl Act {
             Self::PowerCut { .. } => "power-cut",
             Self::Pause { .. } => "pause",
             Self::Wipe { .. } => "wipe",
+            Self::Readdress { .. } => "readdress",
             Self::Net { effect, .. } => match effect {
                 Effect::Cut => "cut",
                 Effect::Loss(_) => "loss",
@@ -178,6 +188,7 @@ impl Act {
             || matches!(
                 self,
                 Self::Wipe { .. }
+                    | Self::Readdress { .. }
                     | Self::ClockJump { .. }
                     | Self::ClockRate { .. }
                     | Self::K3sCrash { .. }

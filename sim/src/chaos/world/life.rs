@@ -1,6 +1,7 @@
 //! One run of the daemon on a machine, and what others reach of it while it lasts. Shell.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -262,6 +263,19 @@ impl World {
         lock(&machine.lives).paused = false;
         if let Some(life) = machine.life() {
             life.scope.thaw();
+        }
+    }
+
+    /// Gives a machine another address: whoever knows the former one does not reach it any more.
+    pub fn readdress(&self, number: usize) {
+        let net = self.net();
+        for old in net.addresses(number) {
+            if let IpAddr::V4(v4) = old {
+                let [a, b, c, d] = v4.octets();
+                net.take(old);
+                // Another site's net, of which no machine has an address at first.
+                net.give(Ipv4Addr::new(a, b, c.wrapping_add(16), d).into(), number);
+            }
         }
     }
 

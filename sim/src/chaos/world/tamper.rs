@@ -1,4 +1,4 @@
-//! What a flawed world does to frames on their way. Shell; a sound world never comes here.
+//! What a flawed world does to frames on their way, and what is heard of them. Shell.
 
 use bytes::Bytes;
 use node::frames;
@@ -36,9 +36,16 @@ impl World {
         }
     }
 
-    /// Keeps a machine's newest report, to be repeated when it is silent.
-    pub(super) fn remember_report(&self, from: usize, who: Uuid, kind: u32, body: &Bytes) {
-        if self.flaw() == Some(Flaw::BlindPlanner) && kind == frames::kind::REPORT {
+    /// Hears a machine's report, whose words people are shown; in a flawed world it is kept, to be repeated when the
+    /// machine is silent.
+    pub(super) fn hear_report(&self, from: usize, who: Uuid, kind: u32, body: &Bytes) {
+        if kind != frames::kind::REPORT {
+            return;
+        }
+        if let Ok(words) = std::str::from_utf8(body) {
+            self.0.judge.line(words);
+        }
+        if self.flaw() == Some(Flaw::BlindPlanner) {
             super::lock(&self.0.reports).insert(from, (who, body.clone()));
         }
     }
