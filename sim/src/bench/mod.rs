@@ -39,7 +39,7 @@ use trial::{Case, CaseResult, Outcome, Setting, System, Trial};
 use verdict::seconds;
 
 /// Where responders answer.
-const PORT: u16 = 7999;
+pub(crate) const PORT: u16 = 7999;
 /// Pause between two attempts of a clock, in milliseconds: the observer's default.
 const EVERY_MS: u64 = 20;
 

@@ -13,7 +13,7 @@ use super::shrink::shrink;
 use super::sweep::{Failure, Plan, sweep};
 
 /// The exit code of a run with a violation.
-const VIOLATED: u8 = 2;
+pub(crate) const VIOLATED: u8 = 2;
 /// The exit code of a run that does not repeat.
 const DIFFERS: u8 = 3;
 /// How many runs a schedule may take to become shorter.

@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod log;
 pub mod people;
 pub mod play;
+pub mod register;
 pub mod report;
 pub mod run;
 pub mod schedule;

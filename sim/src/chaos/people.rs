@@ -11,7 +11,6 @@ use api::proto::vips_client::VipsClient;
 use api::proto::{self, CreateTicketRequest};
 use api::status::read_detail;
 use api::ticket::JoinTicket;
-use raft_store::model::PublicKey;
 use tokio::time::sleep;
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -19,6 +18,7 @@ use uuid::Uuid;
 use super::draw::Draw;
 use super::invariant::acknowledged::{Ask, Call, Told};
 use super::judge::Judge;
+use super::register;
 use super::world::World;
 use super::world::client::SimChannel;
 
@@ -222,48 +222,7 @@ impl Person {
     }
 
     /// Makes one call to a register; nothing is returned where nobody knows what became of it.
-    pub async fn register(&self, register: &str, ask: &Ask) -> Option<Told> {
-        let name = register.to_owned();
-        let mut client = NetworksClient::new(self.channel());
-        let network = "default".to_owned();
-        let told = match ask {
-            Ask::Put(key) => {
-                let public_key = public_key(*key).to_string();
-                let request = proto::AddPeerRequest { network, name, public_key };
-                client.add_peer(request).await.map(|_| Told::Done)
-            }
-            Ask::Remove => {
-                let request = proto::RemovePeerRequest { network, name };
-                client.remove_peer(request).await.map(|_| Told::Done)
-            }
-            Ask::Read => {
-                let request = proto::GetNetworkRequest { name: network, read: None };
-                client.get(request).await.map(|answer| {
-                    let members = answer.into_inner().members;
-                    let found = members.iter().find(|m| m.name == register);
-                    Told::Value(found.and_then(|m| number_of(&m.public_key)))
-                })
-            }
-        };
-        match told {
-            Ok(told) => Some(told),
-            Err(status) if matches!(status.code(), Code::AlreadyExists | Code::NotFound) => {
-                (*ask != Ask::Read).then_some(Told::Refused)
-            }
-            Err(_) => None,
-        }
+    pub async fn register(&self, name: &str, ask: &Ask) -> Option<Told> {
+        register::call(self.channel(), name, ask).await
     }
-}
-
-/// The key that stands for a number.
-fn public_key(number: u32) -> PublicKey {
-    let mut bytes = [0x5a; 32];
-    bytes[..4].copy_from_slice(&number.to_be_bytes());
-    PublicKey(bytes)
-}
-
-fn number_of(key: &str) -> Option<u32> {
-    let key: PublicKey = key.parse().ok()?;
-    let [a, b, c, d, ..] = key.0;
-    Some(u32::from_be_bytes([a, b, c, d]))
 }

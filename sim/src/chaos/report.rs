@@ -34,9 +34,35 @@ fn colour(kind: &str) -> &'static str {
     }
 }
 
-/// Writes the page.
+/// What a page says beside its picture.
+pub struct Words<'a> {
+    /// Its headline.
+    pub title: String,
+    /// Where and how it was, as HTML.
+    pub facts: String,
+    /// The command that shows it again.
+    pub replay: &'a str,
+    /// What a machine's lane is called.
+    pub lane: &'a dyn Fn(usize) -> String,
+}
+
+/// Writes the page of a simulated run.
 pub fn page(schedule: &Schedule, outcome: &Outcome, replay: &str) -> String {
-    let seed = schedule.seed;
+    let facts = format!(
+        "{:.1} virtual seconds, {} steps, {} calls judged, commit {}, trace <code>{}</code>",
+        seconds(outcome.virtual_us),
+        outcome.steps,
+        outcome.calls,
+        node::COMMIT,
+        outcome.hash
+    );
+    let title = format!("Seed {}, profile {:?}", schedule.seed, schedule.profile);
+    let lane = |machine: usize| format!("m{machine}, site {}", schedule.sites[machine]);
+    page_with(schedule, outcome, &Words { title, facts, replay, lane: &lane })
+}
+
+/// Writes a page with these words.
+pub fn page_with(schedule: &Schedule, outcome: &Outcome, words: &Words<'_>) -> String {
     let verdict = match &outcome.violation {
         Some(v) => format!(
             "<p class=bad><b>{}</b> at {:.3} s: {}\n{}</p>",
@@ -49,21 +75,17 @@ pub fn page(schedule: &Schedule, outcome: &Outcome, replay: &str) -> String {
     };
     let faults = schedule.events.iter().filter(|e| e.act.is_fault()).count();
     format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Seed {seed}</title><style>{STYLE}</style>\
-         <h1>Seed {seed}, profile {:?}</h1>{verdict}\
-         <p>{} machines, {} events of which {faults} are faults, {:.1} virtual seconds, {} steps, {} calls judged, \
-         commit {}, trace <code>{}</code>.<br>To see it again: <code>{}</code></p>{}{}<h2>Events</h2>{}</html>\n",
-        schedule.profile,
+        "<!doctype html><html lang=en><meta charset=utf-8><title>{}</title><style>{STYLE}</style>\
+         <h1>{}</h1>{verdict}<p>{} machines, {} events of which {faults} are faults, {}.<br>\
+         To see it again: <code>{}</code></p>{}{}<h2>Events</h2>{}</html>\n",
+        escape(&words.title),
+        escape(&words.title),
         schedule.sites.len(),
         schedule.events.len(),
-        seconds(outcome.virtual_us),
-        outcome.steps,
-        outcome.calls,
-        node::COMMIT,
-        outcome.hash,
-        escape(replay),
+        words.facts,
+        escape(words.replay),
         key(),
-        picture(schedule, outcome),
+        picture(schedule, outcome, words.lane),
         events(schedule),
     )
 }
@@ -89,7 +111,7 @@ fn key() -> String {
     )
 }
 
-fn picture(schedule: &Schedule, outcome: &Outcome) -> String {
+fn picture(schedule: &Schedule, outcome: &Outcome, lane: &dyn Fn(usize) -> String) -> String {
     let story = &outcome.story;
     let machines = schedule.sites.len();
     let bottom = LANE * machines as f64;
@@ -100,8 +122,7 @@ fn picture(schedule: &Schedule, outcome: &Outcome) -> String {
         format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=img aria-label=\"timeline\">");
     for machine in 0..machines {
         let y = LANE * machine as f64 + LANE / 2.0;
-        let site = schedule.sites[machine];
-        let _ = write!(svg, "<text x=4 y={y}>m{machine}, site {site}</text>");
+        let _ = write!(svg, "<text x=4 y={y}>{}</text>", escape(&lane(machine)));
     }
     for stretch in &story.stretches {
         svg.push_str(&bar(stretch, &x));

@@ -3,8 +3,9 @@
 use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::geteuid;
 
+use super::chaos::ChaosArgs;
 use super::store::{self, HostRecord, Lab};
-use super::{Result, down, faults, fleet, host, peers, refusal, runtime, say, status, up};
+use super::{Result, chaos, down, faults, fleet, host, peers, refusal, runtime, say, status, up};
 use crate::bench::Bench;
 use crate::picture::{self, PictureArgs};
 use crate::tutorial::{self, TutorialArgs};
@@ -12,7 +13,7 @@ use crate::tutorial::{self, TutorialArgs};
 /// `skein-sim lab`.
 #[derive(Debug, Args)]
 pub struct LabArgs {
-    /// The lab's name; several may run side by side [default: lab, or what bench and tutorial are called]
+    /// The lab's name; several may run side by side [default: lab, or what bench, chaos and tutorial are called]
     #[arg(long, global = true)]
     name: Option<String>,
     #[command(subcommand)]
@@ -104,6 +105,8 @@ enum Verb {
     /// Measure on a lab of its own, which is removed in the end.
     #[command(subcommand)]
     Bench(Bench),
+    /// Let a drawn plan of faults happen to a lab of its own, and judge what is seen of it; it is removed in the end.
+    Chaos(ChaosArgs),
     /// Play a tutorial's commands in a lab of its own, and compare what they print with what it says.
     Tutorial(TutorialArgs),
     /// Record a lab that comes up, is drained and loses a host, as a picture; it is removed in the end.
@@ -137,6 +140,7 @@ pub fn run(args: LabArgs) -> std::result::Result<u8, String> {
             return Ok(0);
         }
         Verb::Bench(bench) => return crate::bench::run(&name, &bench),
+        Verb::Chaos(args) => return chaos::run(&name, &args),
         Verb::Tutorial(args) => return tutorial::run(&name, &args),
         Verb::Picture(args) => return draw(&name, &args),
         verb => change(&name, verb)?,
@@ -148,6 +152,7 @@ impl LabArgs {
     fn name(&self) -> String {
         let usual = match self.verb {
             Verb::Bench(_) => "bench",
+            Verb::Chaos(_) => "chaos",
             Verb::Tutorial(_) => "tutorial",
             _ => "lab",
         };
@@ -166,6 +171,7 @@ pub fn needs(args: &LabArgs) -> std::result::Result<u8, String> {
         Verb::Up(up) if Lab::load(&name)?.is_none() => runtime::needs(up.k3s())?,
         Verb::Bench(Bench::Failover(failover)) => runtime::needs(failover.k3s())?,
         Verb::Tutorial(tutorial) => runtime::needs(tutorial.k3s())?,
+        Verb::Chaos(chaos) => runtime::needs(chaos.k3s())?,
         _ => Vec::new(),
     };
     match &args.verb {
@@ -255,6 +261,7 @@ fn change(name: &str, verb: Verb) -> Result<()> {
         | Verb::Down
         | Verb::Exec { .. }
         | Verb::Bench(_)
+        | Verb::Chaos(_)
         | Verb::Tutorial(_)
         | Verb::Picture(_)
         | Verb::Drain { .. }

@@ -1,7 +1,7 @@
 //! The end of a lab: everything that it made is removed, also what a crash kept out of its records. Shell.
 
 use super::store::{self, Lab};
-use super::{Result, cgroup, host, machine, say, wire};
+use super::{Result, cgroup, host, machine, say, small, wire};
 
 pub(super) fn down(name: &str) -> Result<()> {
     match Lab::load(name) {
@@ -17,6 +17,7 @@ pub(super) fn down(name: &str) -> Result<()> {
     }
     sweep(name);
     let dir = store::dir(name);
+    small::remove(&dir);
     match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(format!("{}: {e}", dir.display()));

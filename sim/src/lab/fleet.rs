@@ -106,7 +106,7 @@ fn wait<T>(
 }
 
 /// Tells whether the host's daemon has been a member before.
-fn is_member(lab: &Lab, h: &HostRecord) -> bool {
+pub(super) fn is_member(lab: &Lab, h: &HostRecord) -> bool {
     let path = lab.host_dir(h).join("disk/var/lib/skein/identity.json");
     let text = std::fs::read(path).unwrap_or_default();
     let value: Value = serde_json::from_slice(&text).unwrap_or_default();

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::store::{HostRecord, Lab, make_dir, write};
-use super::{Result, cgroup, refusal, wire};
+use super::{Result, cgroup, refusal, small, wire};
 
 const PATH: &str =
     "/run/skein-lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -53,6 +53,9 @@ pub(super) fn lay(lab: &Lab, h: &HostRecord) -> Result<()> {
         "#!/bin/sh\nfor file in \"$KUBECONFIG\" \"$HOME/.kube/config\" /etc/rancher/k3s/k3s.yaml; do\n\t[ -n \"$file\" ] && [ -e \"$file\" ] && export KUBECONFIG=\"$file\" && break\ndone\nexec k3s kubectl \"$@\"\n",
     )?;
     let _ = fs::set_permissions(&kubectl, std::os::unix::fs::PermissionsExt::from_mode(0o755));
+    if lab.small_disks {
+        small::lay(lab, h)?;
+    }
     super::runtime::lay(lab, &dir.join("disk"))
 }
 
@@ -211,6 +214,7 @@ pub(super) fn remove(lab: &Lab, h: &HostRecord) {
     power_cut(lab, h);
     wire::unplug(lab, h);
     cgroup::remove(&lab.cgroup(h));
+    small::remove(&lab.host_dir(h));
     let _ = fs::remove_dir_all(lab.host_dir(h));
 }
 

@@ -1,6 +1,7 @@
 //! A lab: hosts in namespaces on one machine, each with its own real daemon, device, store and address. Shell.
 
 mod cgroup;
+pub mod chaos;
 pub mod cli;
 mod down;
 mod faults;
@@ -10,6 +11,7 @@ pub mod init;
 mod machine;
 pub(crate) mod peers;
 mod runtime;
+mod small;
 mod status;
 mod store;
 mod up;

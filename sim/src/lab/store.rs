@@ -35,6 +35,9 @@ pub(super) struct Lab {
     /// Whether its hosts run daemons.
     #[serde(default = "yes")]
     pub(super) daemons: bool,
+    /// Whether each host's Skein has a small disk of its own.
+    #[serde(default)]
+    pub(super) small_disks: bool,
     /// Its hosts.
     pub(super) hosts: Vec<HostRecord>,
 }

@@ -32,6 +32,9 @@ pub(super) struct UpArgs {
     /// Stop after the hosts have booted: no daemons.
     #[arg(long)]
     no_daemons: bool,
+    /// Give each host's Skein a small disk of its own.
+    #[arg(long, hide = true)]
+    small_disks: bool,
 }
 
 impl UpArgs {
@@ -127,6 +130,7 @@ fn new(name: &str, args: &UpArgs, images: Option<PathBuf>, skein: PathBuf) -> Re
         no_cluster: args.no_cluster,
         servers: servers.into(),
         daemons: !args.no_daemons,
+        small_disks: args.small_disks,
         hosts,
     })
 }
@@ -213,6 +217,7 @@ mod tests {
             no_cluster: false,
             servers: 1,
             daemons: true,
+            small_disks: false,
             hosts: vec![HostRecord { name: "n1".into(), index: 1, moves: 0 }],
         };
         let none = UpArgs {
@@ -223,6 +228,7 @@ mod tests {
             no_cluster: false,
             mortal: false,
             no_daemons: false,
+            small_disks: false,
         };
         assert!(differences(&lab, &none, None).is_empty());
         let all = UpArgs {
@@ -233,6 +239,7 @@ mod tests {
             no_cluster: true,
             mortal: false,
             no_daemons: false,
+            small_disks: false,
         };
         assert_eq!(differences(&lab, &all, Some(&"/i".into())).len(), 5);
     }
