@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use node::config::API_PORT;
 use raft_store::model::{ClusterStatus, Phase, State, Vip};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -19,6 +20,9 @@ const BOUND: Duration = Duration::from_secs(90);
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// Pause between two rounds in which people tell daemons where others are.
+const TELLS: Duration = Duration::from_secs(5);
+
 /// A member's daemon.
 struct Member {
     machine: usize,
@@ -26,12 +30,16 @@ struct Member {
     life: Arc<Life>,
 }
 
-/// Ends all faults and waits until the fleet is whole; returns what it still lacks at the end of the bound.
+/// Ends all faults and waits until the fleet is whole; returns what it still lacks at the end of the bound. Where machines
+/// have `moved` to other addresses, people help.
 ///
 /// # Errors
 /// In words, what it lacks.
-pub async fn heal(stage: &Stage) -> Result<(), String> {
+pub async fn heal(stage: &Stage, moved: bool) -> Result<(), String> {
     stage.heal();
+    if moved {
+        stage.world.scope().spawn("telling", tell_endpoints(stage.clone()));
+    }
     if let Some(why) = beyond_help(stage) {
         tracing::info!(%why, "this fleet cannot heal by itself");
         return Ok(());
@@ -49,6 +57,30 @@ pub async fn heal(stage: &Stage) -> Result<(), String> {
             }
             Some(_) => sleep(LOOK).await,
         }
+    }
+}
+
+/// Tells everybody where one member is, again and again: nobody finds a member whose address is new, and all of whose
+/// former contacts have new ones, too. `skein endpoint add` is for this.
+async fn tell_endpoints(stage: Stage) {
+    loop {
+        if let Some((_, state)) = stage.judge.newest() {
+            let members = stage.world.serving();
+            let mut members = members
+                .iter()
+                .filter(|(_, life, _)| life.who().is_some_and(|(uuid, _)| belongs(&state, uuid)));
+            let contacts: Vec<usize> = members.by_ref().take(2).map(|(m, _, _)| *m).collect();
+            for machine in stage.world.members() {
+                let contact = contacts.iter().find(|c| **c != machine);
+                let address =
+                    contact.and_then(|c| stage.world.net().addresses(*c).first().copied());
+                if let Some(ip) = address {
+                    let person = Person::new(&stage.world, &stage.judge, machine);
+                    person.tell_endpoint((ip, API_PORT).into()).await;
+                }
+            }
+        }
+        sleep(TELLS).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! People and programs that use the API of the simulated fleet, and remember what they were told. Shell.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use api::proto::clusters_client::ClustersClient;
@@ -125,6 +126,12 @@ impl Person {
         let call =
             || async { ClustersClient::new(self.channel()).decommission(request.clone()).await };
         drop(self.tries(call).await);
+    }
+
+    /// Tells this machine's daemon where another one is.
+    pub async fn tell_endpoint(&self, address: SocketAddr) {
+        let request = proto::AddEndpointRequest { address: address.to_string() };
+        drop(FleetClient::new(self.channel()).add_endpoint(request).await);
     }
 
     /// Gives a machine a role.

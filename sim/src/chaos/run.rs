@@ -14,7 +14,7 @@ use super::kernel;
 use super::log::Listener;
 use super::people::node_name;
 use super::play::Stage;
-use super::schedule::Schedule;
+use super::schedule::{Act, Schedule};
 use super::story::Story;
 use super::trace::Trace;
 use super::world::life::Start;
@@ -120,7 +120,8 @@ async fn happen(stage: &Stage, schedule: &Schedule, faults: &mut BTreeMap<&'stat
         stage.play(number, event);
     }
     sleep_until(began + Duration::from_millis(schedule.until_ms)).await;
-    if let Err(why) = heal(stage).await {
+    let moved = schedule.events.iter().any(|e| matches!(e.act, Act::Readdress { .. }));
+    if let Err(why) = heal(stage, moved).await {
         stage.judge.convict(&stage.world, "heals", why);
     }
     let judged = stage.judge.clients(|c| c.judge());

@@ -13,8 +13,8 @@ use super::{Result, init};
 const STATE: &str = "disk/var/lib/skein";
 /// What fills the disk.
 const FILLER: &str = "filler";
-/// How large the disk is.
-const SIZE: &str = "size=64m,mode=700";
+/// How much fits on the disk beside the K3s binary, which Skein installs there, in bytes.
+const ROOM: u64 = 64 << 20;
 
 /// Returns the folder of a host's Skein.
 pub(super) fn state(lab: &Lab, h: &HostRecord) -> PathBuf {
@@ -32,7 +32,9 @@ pub(super) fn lay(lab: &Lab, h: &HostRecord) -> Result<()> {
     let dir = state(lab, h);
     make_dir(&dir)?;
     if mounted_below(&dir).is_empty() {
-        mount(Some("tmpfs"), &dir, Some("tmpfs"), MsFlags::empty(), Some(SIZE))
+        let binary = fs::metadata(&lab.k3s_binary).map_or(0, |m| m.len());
+        let size = format!("size={},mode=700", binary + ROOM);
+        mount(Some("tmpfs"), &dir, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))
             .map_err(|e| format!("mounting {}: {e}", dir.display()))?;
     }
     Ok(())

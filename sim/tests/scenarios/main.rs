@@ -9,6 +9,7 @@
 
 mod acknowledged;
 mod bench;
+mod chaos;
 mod clock;
 #[path = "../common/mod.rs"]
 mod common;

@@ -23,7 +23,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use raft_store::model::UnixMillis;
 use raft_store::rt::Scope;
-use uuid::Uuid;
 
 use crate::chaos::draw::Draw;
 use crate::chaos::flaw::Flaw;
@@ -78,7 +77,7 @@ struct Inner {
     packets: bool,
     judge: Judge,
     /// The newest report of each machine; only a flawed world keeps them.
-    reports: Mutex<BTreeMap<usize, (Uuid, Bytes)>>,
+    reports: Mutex<BTreeMap<usize, Bytes>>,
     exchanges: AtomicU64,
 }
 

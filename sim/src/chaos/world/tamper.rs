@@ -1,5 +1,8 @@
 //! What a flawed world does to frames on their way, and what is heard of them. Shell.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use bytes::Bytes;
 use node::frames;
 use raft_store::raft::kind;
@@ -38,7 +41,7 @@ impl World {
 
     /// Hears a machine's report, whose words people are shown; in a flawed world it is kept, to be repeated when the
     /// machine is silent.
-    pub(super) fn hear_report(&self, from: usize, who: Uuid, kind: u32, body: &Bytes) {
+    pub(super) fn hear_report(&self, from: usize, kind: u32, body: &Bytes) {
         if kind != frames::kind::REPORT {
             return;
         }
@@ -46,27 +49,36 @@ impl World {
             self.0.judge.line(words);
         }
         if self.flaw() == Some(Flaw::BlindPlanner) {
-            super::lock(&self.0.reports).insert(from, (who, body.clone()));
+            super::lock(&self.0.reports).insert(from, body.clone());
         }
     }
 
     /// Tells whoever leads that silent machines are well, for ever.
     pub async fn speak_for_the_dead(self) {
+        let mut members = BTreeMap::new();
         loop {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let serving = self.serving();
+            let known = serving.iter().filter_map(|(m, life, _)| Some((*m, life.who()?)));
+            members.extend(known.map(|(m, (who, member))| (m, (who, member.node))));
+            let leads = serving.iter().find(|(_, _, served)| {
+                let raft = served.raft();
+                raft.leader == Some(raft.id)
+            });
+            let Some((_, _, leader)) = leads else { continue };
             let reports = super::lock(&self.0.reports).clone();
-            for (from, (who, body)) in reports {
-                let silent = self.machine(from).is_none_or(|m| m.life().is_none() || m.is_paused());
-                let serving = self.serving();
-                let leads = serving.iter().find(|(_, _, served)| {
-                    let raft = served.raft();
-                    raft.leader == Some(raft.id)
+            for (machine, (who, node)) in &members {
+                let silent =
+                    self.machine(*machine).is_none_or(|m| m.life().is_none() || m.is_paused());
+                // One that led has reported to nobody: it says what another one said.
+                let words = reports.get(machine).or(reports.values().next());
+                let Some(body) = words.filter(|_| silent) else { continue };
+                let body = changed(body, |report| {
+                    (report["node"], report["api_ready"]) = (node.0.into(), true.into());
                 });
-                if let Some((_, _, served)) = leads.filter(|_| silent) {
-                    // A leader that is no more does not answer.
-                    let told = served.frame(who, frames::kind::REPORT, body);
-                    let _ = tokio::time::timeout(std::time::Duration::from_millis(50), told).await;
-                }
+                // A leader that is no more does not answer.
+                let told = leader.frame(*who, frames::kind::REPORT, body);
+                let _ = tokio::time::timeout(Duration::from_millis(50), told).await;
             }
         }
     }

@@ -71,7 +71,7 @@ impl SimWire {
             return Err(TransportError::Timeout(deadline));
         };
         let number = self.world.next_exchange();
-        self.world.hear_report(self.from, self.me, kind, &body);
+        self.world.hear_report(self.from, kind, &body);
         let letter = Letter {
             number,
             from: self.from,
