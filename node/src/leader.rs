@@ -263,6 +263,7 @@ impl<E: Env> Leader<E> {
         let membership = Membership {
             me: Some(NodeId(status.id)),
             voters: status.voters.iter().copied().map(NodeId).collect(),
+            joint: status.joint.map(|next| next.into_iter().map(NodeId).collect()),
             learners: status.learners.iter().copied().map(NodeId).collect(),
             last_log: status.last_log,
             matched: status.matched.iter().map(|(id, m)| (NodeId(*id), *m)).collect(),

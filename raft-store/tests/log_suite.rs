@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use openraft::alias::{LogIdOf, VoteOf};
-use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::storage::{IOFlushed, RaftLogStorage, RaftLogStorageExt as _};
 use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::testing::{blank_ent, log_id};
 use openraft::{LogState, OptionalSend, RaftLogReader, RaftTypeConfig, StorageError};
 use raft_store::disk::{SledDisk, SledOptions, Snapshots};
 use raft_store::raft::{LogStore, StateMachine, TypeConfig};
@@ -129,4 +130,20 @@ fn the_log_is_what_openraft_expects() {
 #[test]
 fn the_runtime_is_what_openraft_expects() {
     openraft_rt::testing::Suite::<NodeRt>::test_all();
+}
+
+/// What is committed is noted without waiting, so that a power cut may take entries and leave the note.
+#[test]
+fn a_note_of_what_is_committed_that_outlives_its_entries_is_bounded_by_them() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let dir = TempDir::new().unwrap();
+        let mut store = Reopening { dir: dir.path().to_owned(), open: Arc::default() };
+        let entries = [0, 1].map(|index| blank_ent::<TypeConfig>(1, 1, index));
+        store.blocking_append(entries).await.unwrap();
+        let ahead = Some(log_id::<TypeConfig>(1, 1, 5));
+        store.save_committed(ahead).await.unwrap();
+        let found = store.read_committed().await.unwrap();
+        assert_eq!(found, Some(log_id::<TypeConfig>(1, 1, 1)));
+    });
 }

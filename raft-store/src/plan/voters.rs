@@ -22,6 +22,9 @@ pub struct Membership {
     pub me: Option<NodeId>,
     /// Who votes.
     pub voters: BTreeSet<NodeId>,
+    /// While a majority of the former and of the next voters must agree (Ongaro, "Consensus: Bridging Theory and
+    /// Practice", 2014, section 4.3): the next ones.
+    pub joint: Option<BTreeSet<NodeId>>,
     /// Who only listens.
     pub learners: BTreeSet<NodeId>,
     /// The leader's last log index.
@@ -67,6 +70,10 @@ pub fn plan_membership(
     now: Instant,
 ) -> Option<MembershipChange> {
     let fleet = state.fleet.as_ref()?;
+    // A change stays half made when whoever made it gave up in between, or led no more.
+    if let Some(next) = &raft.joint {
+        return Some(MembershipChange::SetVoters(next.clone()));
+    }
     let missing = state
         .nodes
         .values()

@@ -54,8 +54,12 @@ impl LogStore {
                 bytes.map(|b| WireLogId::decode(b.as_slice()).map_err(invalid)).transpose()?;
             found.as_ref().map(wire::get_log_id).transpose().map_err(invalid)
         };
-        live.committed = log_id(MetaKey::Committed)?;
         live.purged = log_id(MetaKey::Purged)?;
+        // It is noted without waiting, so that it may outlive a power cut that takes the entries up to it; those were
+        // never acknowledged, and what is left of the log is committed.
+        let last = live.log.last_key_value().map(|(_, e)| e.log_id).or(live.purged);
+        let noted = log_id(MetaKey::Committed)?;
+        live.committed = noted.and_then(|id| if Some(id) > last { last } else { Some(id) });
         if let Some(bytes) = loaded.meta.get(&MetaKey::Vote) {
             let vote = WireVote::decode(bytes.as_slice()).map_err(invalid)?;
             live.vote = Some(wire::get_vote(&vote).map_err(invalid)?);

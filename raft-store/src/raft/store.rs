@@ -91,8 +91,10 @@ pub struct RaftStatus {
     pub quorum_acked: Option<Duration>,
     /// On the leader: how far each follower's log matches.
     pub matched: BTreeMap<u64, u64>,
-    /// On the leader: whether a membership change is under way.
+    /// On the leader: whether a membership change is not committed yet.
     pub changing: bool,
+    /// While a majority of the former and of the next voters must agree: the next ones.
+    pub joint: Option<BTreeSet<u64>>,
     /// Why Raft has stopped here, if it has.
     pub stopped: Option<String>,
 }
@@ -334,8 +336,9 @@ impl<T: Transport> Store<T> {
             learners: membership.learner_ids().collect(),
             quorum_acked: acked.map(|at| at.elapsed()),
             matched: matched.filter_map(|(id, log)| Some((*id, log.as_ref()?.index))).collect(),
-            changing: membership.get_joint_config().len() > 1
-                || m.membership_config != m.committed_membership_config,
+            changing: m.membership_config != m.committed_membership_config,
+            joint: (membership.get_joint_config().len() > 1)
+                .then(|| membership.get_joint_config().last().cloned().unwrap_or_default()),
             stopped: m.running_state.as_ref().err().map(ToString::to_string),
         }
     }

@@ -50,6 +50,7 @@ fn raft(l: &Leader, voters: &[&str], learners: &[&str]) -> Membership {
         last_log: 500,
         matched: all.map(|id| (*id, 500)).collect(),
         voters,
+        joint: None,
         learners,
     }
 }
@@ -69,6 +70,17 @@ fn the_target_is_odd_and_bounded() {
     let wanted = (1..=8).map(|n| voters_wanted(n, 5));
     assert_eq!(wanted.collect::<Vec<_>>(), [1, 1, 3, 3, 5, 5, 5, 5]);
     assert_eq!(voters_wanted(0, 0), 1);
+}
+
+#[test]
+fn a_change_that_was_given_up_half_way_is_finished_before_all_else() {
+    let l = fleet(4, 3);
+    let mut m = raft(&l, &["n1", "n2"], &["n3"]);
+    m.joint = Some(ids(&l, &["n2"]));
+    // n4 is not even listened to; that comes later.
+    assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(ids(&l, &["n2"]))));
+    m.joint = None;
+    assert!(matches!(next(&l, &m), Some(MembershipChange::AddLearner(..))));
 }
 
 #[test]

@@ -172,7 +172,7 @@ fn on(
     }
     last_judgement(&stage);
     docket.finish();
-    let _ = runtime.block_on(tokio::time::timeout(LAST_MAX, watching));
+    let _ = runtime.block_on(async { tokio::time::timeout(LAST_MAX, watching).await });
     if docket.is_interrupted() {
         return Ok(INTERRUPTED);
     }
@@ -238,7 +238,8 @@ fn play(stage: &Stage, schedule: &Schedule, plant: Option<Plant>) {
         }
         rounds.push(clients.judged(stage));
     }
-    let tickets = stage.runtime.block_on(tokio::time::timeout(LAST_MAX * 3, tickets));
+    let tickets =
+        stage.runtime.block_on(async { tokio::time::timeout(LAST_MAX * 3, tickets).await });
     let others = faults.into_iter().chain(rounds).chain([probe]);
     let ended = others.map(JoinHandle::join).filter(Result::is_err).count();
     if ended > 0 || tickets.is_err() {
