@@ -368,7 +368,8 @@ impl Lab {
         let mut listed = |what: &str, dir: &str| {
             for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if name.starts_with(&mark) {
+                // Another lab's name may begin like this one's.
+                if name == mark || name.starts_with(&format!("{mark}-")) {
                     left.push(format!("{what} {dir}/{name}"));
                 }
             }
