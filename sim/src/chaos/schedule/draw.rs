@@ -10,6 +10,9 @@ use crate::chaos::world::net::Effect;
 /// Names of clusters, in the order in which they are made.
 const CLUSTERS: [&str; 2] = ["lab", "edge"];
 
+/// How long before something is done to whoever holds a VIP nothing goes wrong any more, in milliseconds.
+const CALM_BEFORE_MS: u64 = 6_000;
+
 /// A schedule being drawn.
 struct Drawing {
     draw: Draw,
@@ -45,8 +48,8 @@ pub(super) fn schedule(seed: u64, profile: Profile, sized: Option<usize>) -> Sch
         Drawing { draw, profile, weights, machines, founders, until_ms, calm, events };
     drawing.newcomers();
     drawing.clusters();
-    drawing.operators();
     drawing.holders();
+    drawing.operators();
     drawing.clients();
     drawing.faults();
     let mut events = drawing.events;
@@ -80,6 +83,12 @@ impl Drawing {
 
     fn add(&mut self, at_ms: u64, act: Act) {
         self.events.push(Event { at_ms, act });
+    }
+
+    /// Returns this time, or the end of the calm in which it falls.
+    fn apart(&self, at: u64) -> u64 {
+        let calm = self.calm.iter().find(|(from, to)| (*from..*to).contains(&at));
+        calm.map_or(at, |(_, end)| *end)
     }
 
     /// Machines that join while faults are on.
@@ -121,6 +130,7 @@ impl Drawing {
         let count = self.draw.within(2..=self.until_ms / 6_000 + 2);
         for n in 0..count {
             let (at, machine, via) = (self.time(), self.machine(), self.founder());
+            let at = self.apart(at);
             match self.draw.within(0..=99) {
                 0..=24 => {
                     let stop = self.draw.chance(200);
@@ -168,18 +178,18 @@ impl Drawing {
     /// What is done to whoever holds a VIP when it comes to it; often it comes alone, since what people are promised of it
     /// can only be held against a fleet that is well otherwise.
     fn holders(&mut self) {
-        if self.draw.chance(500) {
+        if self.draw.chance(600) {
             let (at, cluster) = (self.time(), self.cluster());
             let (power, for_ms) = (self.draw.chance(400), self.draw.within(8_000..=25_000));
-            if self.draw.chance(500) {
-                self.calm.push((at, at + for_ms));
+            if self.draw.chance(600) {
+                self.calm.push((at.saturating_sub(CALM_BEFORE_MS), at + for_ms));
             }
             self.add(at, Act::KillHolder { cluster, power, for_ms });
         }
         if self.draw.chance(400) {
             let (at, cluster, via) = (self.time(), self.cluster(), self.founder());
             if self.draw.chance(500) {
-                self.calm.push((at, at + 20_000));
+                self.calm.push((at.saturating_sub(CALM_BEFORE_MS), at + 20_000));
             }
             self.add(at, Act::DrainHolder { cluster, via });
         }
@@ -223,9 +233,7 @@ impl Drawing {
             if self.draw.chance(calm) {
                 at += self.draw.within(12_000..=25_000);
             }
-            if let Some((_, end)) = self.calm.iter().find(|(from, to)| (*from..*to).contains(&at)) {
-                at = *end;
-            }
+            at = self.apart(at);
             if at >= self.until_ms {
                 return;
             }
