@@ -163,7 +163,7 @@ impl<E: Env> Leader<E> {
     /// Begins to listen when this node became the leader of a new term, and forgets when it is none.
     fn follow_raft(&mut self) {
         let status = self.store.status();
-        let leads = status.leader == Some(status.id);
+        let leads = status.leads();
         match (&self.seen, leads) {
             (Some((term, _)), true) if *term == status.term => {}
             (_, true) => {
@@ -284,7 +284,7 @@ impl<E: Env> Leader<E> {
 }
 
 fn has_quorum(status: &RaftStatus) -> bool {
-    let leads = status.leader == Some(status.id);
+    let leads = status.leads();
     let alone = status.voters.len() == 1;
     leads && (alone || status.quorum_acked.is_some_and(|ago| ago < QUORUM_MAX.max(WINDOW)))
 }

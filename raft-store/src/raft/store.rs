@@ -99,6 +99,13 @@ pub struct RaftStatus {
     pub stopped: Option<String>,
 }
 
+impl RaftStatus {
+    /// Tells whether this node leads, as far as it knows itself.
+    pub fn leads(&self) -> bool {
+        self.leader == Some(self.id)
+    }
+}
+
 /// A node's handle on replicated state. Clones share it.
 pub struct Store<T: Transport> {
     inner: Arc<Inner<T>>,

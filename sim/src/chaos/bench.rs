@@ -165,10 +165,7 @@ async fn lived(stage: &Stage, nodes: usize) -> Result<Life, String> {
     let rates: Vec<f64> =
         (0..nodes).map(|m| (world.net().sent(m) - before[m]) as f64 / 10.0).collect();
     let serving = world.serving();
-    let leads = serving.iter().find(|(_, _, s)| {
-        let raft = s.raft();
-        raft.leader == Some(raft.id)
-    });
+    let leads = serving.iter().find(|(_, _, s)| s.raft().leads());
     let leader = leads.map_or(0, |(machine, _, _)| *machine);
     let others: f64 = rates.iter().enumerate().filter(|(m, _)| *m != leader).map(|(_, r)| r).sum();
     let holder = || {

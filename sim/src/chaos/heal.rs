@@ -9,9 +9,9 @@ use raft_store::model::{ClusterStatus, Phase, State, Vip};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::invariant::acknowledged::{Ask, Told};
 use super::people::Person;
 use super::play::Stage;
+use super::register;
 use super::world::life::{Life, Served};
 use super::world::stack::Asked;
 
@@ -225,14 +225,9 @@ async fn proof(stage: &Stage) -> Option<String> {
     }
     let member = members.into_iter().next()?;
     let person = Person::new(&stage.world, &stage.judge, member.machine);
-    let key = u32::try_from(stage.world.now_us() % 1_000_000).unwrap_or(1);
-    for ask in [Ask::Put(key), Ask::Read, Ask::Remove] {
+    for (ask, due) in register::proof(stage.world.now_us()) {
         let told = person.register("proof", &ask).await;
-        let fits = match ask {
-            Ask::Read => told == Some(Told::Value(Some(key))),
-            _ => told == Some(Told::Done),
-        };
-        if !fits {
+        if told != Some(due) {
             return Some(format!("a fresh {ask:?} was answered with {told:?}"));
         }
     }

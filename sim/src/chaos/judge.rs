@@ -274,7 +274,7 @@ fn standing_now(nodes: &[Standing], newest: Option<&Arc<State>>) -> Vec<Now> {
     };
     for node in nodes {
         add(node.machine, if node.paused { "paused" } else { "up" }, String::new());
-        if node.raft.leader == Some(node.raft.id) {
+        if node.raft.leads() {
             add(node.machine, "leads", format!("term {}", node.raft.term));
         }
         let vips = newest.into_iter().flat_map(|s| s.vips.values());

@@ -23,8 +23,6 @@ use super::register;
 use super::world::World;
 use super::world::client::SimChannel;
 
-/// Names of the registers that clients write to.
-const REGISTERS: u64 = 4;
 /// A person tries a call so often.
 const TRIES: usize = 3;
 /// And waits between two tries.
@@ -214,12 +212,8 @@ impl Person {
     pub async fn client(self, number: u64, calls: usize, every: Duration) {
         let mut draw = Draw::new(self.world.seed(), "client", &[number]);
         for _ in 0..calls {
-            let register = format!("device{}", draw.within(1..=REGISTERS));
-            let ask = match draw.within(0..=9) {
-                0..=3 => Ask::Put(u32::try_from(draw.within(1..=u64::from(u32::MAX))).unwrap_or(1)),
-                4..=5 => Ask::Remove,
-                _ => Ask::Read,
-            };
+            let (register, ask) = register::next(&mut draw);
+            let register = format!("device{register}");
             let from_us = self.world.now_us();
             let told = self.register(&register, &ask).await;
             let answer = told.map(|told| (self.world.now_us(), told));

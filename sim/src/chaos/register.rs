@@ -8,10 +8,32 @@ use tonic::body::Body as Sent;
 use tonic::client::GrpcService;
 use tonic::codegen::{Body, Bytes, StdError};
 
+use super::draw::Draw;
 use super::invariant::acknowledged::{Ask, Told};
 
 /// The network in which registers are.
 const NETWORK: &str = "default";
+
+/// Names of the registers that clients write to.
+const COUNT: u64 = 4;
+
+/// Draws what a client does next: the number of a register, and what is asked of it.
+pub fn next(draw: &mut Draw) -> (u64, Ask) {
+    let register = draw.within(1..=COUNT);
+    let ask = match draw.within(0..=9) {
+        0..=3 => Ask::Put(u32::try_from(draw.within(1..=u64::from(u32::MAX))).unwrap_or(1)),
+        4..=5 => Ask::Remove,
+        _ => Ask::Read,
+    };
+    (register, ask)
+}
+
+/// Returns what is asked of a fresh register at this moment, in microseconds, and what a fleet that is whole answers.
+pub fn proof(now_us: u64) -> [(Ask, Told); 3] {
+    let key = u32::try_from(now_us % 1_000_000).unwrap_or(1);
+    let read = Told::Value(Some(key));
+    [(Ask::Put(key), Told::Done), (Ask::Read, read), (Ask::Remove, Told::Done)]
+}
 
 /// Makes one call to a register; nothing is returned where nobody knows what became of it.
 pub async fn call<C>(channel: C, register: &str, ask: &Ask) -> Option<Told>

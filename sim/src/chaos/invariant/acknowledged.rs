@@ -44,24 +44,17 @@ pub struct Call {
     pub answer: Option<(u64, Told)>,
 }
 
-/// See the module.
-#[derive(Default)]
-pub struct Acknowledged {
-    registers: BTreeMap<String, Vec<Call>>,
-    requests: BTreeSet<u128>,
+/// Requests for tickets, and what they were answered.
+#[derive(Debug, Default)]
+pub struct Requests {
+    made: BTreeSet<u128>,
     acknowledged: BTreeMap<u64, u128>,
-    seen: BTreeSet<(u64, Digest)>,
 }
 
-impl Acknowledged {
-    /// Notes a finished call to a register.
-    pub fn call(&mut self, register: &str, call: Call) {
-        self.registers.entry(register.to_owned()).or_default().push(call);
-    }
-
-    /// Notes that a request for a ticket was made; a repetition is the same request.
+impl Requests {
+    /// Notes that a request is made; its repetition is the same request.
     pub fn request(&mut self, id: u128) {
-        self.requests.insert(id);
+        self.made.insert(id);
     }
 
     /// Notes that a request was answered with a ticket.
@@ -77,9 +70,59 @@ impl Acknowledged {
         }
     }
 
+    /// Returns how many were answered.
+    pub fn answered(&self) -> usize {
+        self.acknowledged.len()
+    }
+
+    /// Returns a ticket that was acknowledged and is not among these.
+    pub fn lost(&self, there: &BTreeSet<u64>) -> Option<u64> {
+        self.acknowledged.keys().find(|id| !there.contains(id)).copied()
+    }
+
+    /// Judges how many tickets were made for them.
+    ///
+    /// # Errors
+    /// When a request was carried out twice.
+    pub fn enough_for(&self, made: usize) -> Result<(), String> {
+        let asked = self.made.len();
+        if made > asked {
+            return Err(format!("{made} tickets were made for {asked} requests"));
+        }
+        Ok(())
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Acknowledged {
+    registers: BTreeMap<String, Vec<Call>>,
+    requests: Requests,
+    seen: BTreeSet<(u64, Digest)>,
+}
+
+impl Acknowledged {
+    /// Notes a finished call to a register.
+    pub fn call(&mut self, register: &str, call: Call) {
+        self.registers.entry(register.to_owned()).or_default().push(call);
+    }
+
+    /// Notes that a request for a ticket was made; a repetition is the same request.
+    pub fn request(&mut self, id: u128) {
+        self.requests.request(id);
+    }
+
+    /// Notes that a request was answered with a ticket.
+    ///
+    /// # Errors
+    /// When another request was answered with the same one.
+    pub fn ticket(&mut self, request: u128, ticket: u64) -> Result<(), String> {
+        self.requests.ticket(request, ticket)
+    }
+
     /// Returns how many calls were noted.
     pub fn count(&self) -> usize {
-        self.registers.values().map(Vec::len).sum::<usize>() + self.acknowledged.len()
+        self.registers.values().map(Vec::len).sum::<usize>() + self.requests.answered()
     }
 
     /// Judges all that clients saw, at the end of a run.
@@ -88,7 +131,7 @@ impl Acknowledged {
     /// When no order of the calls to a register explains what was answered.
     pub fn judge(&self) -> Result<(), String> {
         let made: BTreeSet<u64> = self.seen.iter().map(|(id, _)| *id).collect();
-        if let Some(lost) = self.acknowledged.keys().find(|id| !made.contains(id)) {
+        if let Some(lost) = self.requests.lost(&made) {
             return Err(format!("ticket {lost} was acknowledged, and no node has ever had it"));
         }
         for (name, calls) in &self.registers {
@@ -110,11 +153,7 @@ impl Invariant for Acknowledged {
     fn applied(&mut self, a: &Applied<'_>) -> Result<(), String> {
         let tickets = a.state.tickets.values();
         self.seen.extend(tickets.map(|t| (t.id.0, t.digest.clone())));
-        let (made, asked) = (self.seen.len(), self.requests.len());
-        if made > asked {
-            return Err(format!("{made} tickets were made for {asked} requests"));
-        }
-        Ok(())
+        self.requests.enough_for(self.seen.len())
     }
 }
 

@@ -41,7 +41,7 @@ fn is_lost(state: &State, vip: &Vip, m: &Moment<'_>) -> bool {
     if up(holder.0).is_some() {
         return false;
     }
-    let leads = |n: &&super::Standing| n.raft.leader == Some(n.raft.id) && !n.paused;
+    let leads = |n: &&super::Standing| n.raft.leads() && !n.paused;
     let Some(leader) = m.nodes.iter().find(leads) else { return false };
     let voters = leader.raft.voters.iter().filter(|v| up(**v).is_some()).count();
     let majority = voters * 2 > leader.raft.voters.len();

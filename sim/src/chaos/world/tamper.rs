@@ -61,10 +61,7 @@ impl World {
             let serving = self.serving();
             let known = serving.iter().filter_map(|(m, life, _)| Some((*m, life.who()?)));
             members.extend(known.map(|(m, (who, member))| (m, (who, member.node))));
-            let leads = serving.iter().find(|(_, _, served)| {
-                let raft = served.raft();
-                raft.leader == Some(raft.id)
-            });
+            let leads = serving.iter().find(|(_, _, served)| served.raft().leads());
             let Some((_, _, leader)) = leads else { continue };
             let reports = super::lock(&self.0.reports).clone();
             for (machine, (who, node)) in &members {

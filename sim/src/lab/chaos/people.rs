@@ -30,8 +30,6 @@ use crate::lab::store::Lab;
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// How long a look at a daemon may take.
 const LOOK_MAX: Duration = Duration::from_millis(1_500);
-/// Names of the registers that clients write to.
-const REGISTERS: u64 = 4;
 /// A person tries a call so often.
 const TRIES: usize = 3;
 const PAUSE: Duration = Duration::from_millis(1_000);
@@ -104,7 +102,7 @@ impl People {
     /// Makes a ticket, repeating the same request at one host after the other until it is answered.
     pub(super) async fn ticket(&self, via: &[usize], role: &str) -> Option<String> {
         let id = Uuid::new_v4();
-        self.docket.lock().tally.request(id.as_u128());
+        self.docket.lock().tally.requests.request(id.as_u128());
         let request = proto::CreateTicketRequest {
             request_id: id.to_string(),
             role: role.to_owned(),
@@ -127,7 +125,7 @@ impl People {
 
     fn got(&self, request: Uuid, answer: &proto::CreateTicketResponse) -> String {
         let mut state = self.docket.lock();
-        let noted = state.tally.ticket(request.as_u128(), answer.id);
+        let noted = state.tally.requests.ticket(request.as_u128(), answer.id);
         state.secrets.learn(&answer.ticket);
         if let Ok(ticket) = answer.ticket.parse::<JoinTicket>() {
             state.secrets.learn(&hex::encode(ticket.secret));
@@ -174,14 +172,10 @@ impl People {
             if self.docket.now_ms() >= habit.until_ms || self.docket.is_over() {
                 return;
             }
-            let register = format!("device{}-r{}", draw.within(1..=REGISTERS), habit.round);
-            let ask = match draw.within(0..=9) {
-                0..=3 => Ask::Put(u32::try_from(draw.within(1..=u64::from(u32::MAX))).unwrap_or(1)),
-                4..=5 => Ask::Remove,
-                _ => Ask::Read,
-            };
+            let (register, ask) = register::next(&mut draw);
+            let register = format!("device{register}-r{}", habit.round);
             let any = draw.index(self.docket.hosts.len());
-            drop(self.call(habit.via.unwrap_or(any), &register, ask, &history).await);
+            let _ = self.call(habit.via.unwrap_or(any), &register, ask, &history).await;
             sleep(Duration::from_millis(habit.every_ms)).await;
         }
     }
@@ -192,16 +186,11 @@ impl People {
     /// In words, what was answered otherwise.
     pub(super) async fn proof(&self, via: usize) -> Result<(), String> {
         let history = History::default();
-        let key = u32::try_from(self.docket.now_us() % 1_000_000).unwrap_or(1);
-        for ask in [Ask::Put(key), Ask::Read, Ask::Remove] {
+        for (ask, due) in register::proof(self.docket.now_us()) {
             let told = self.call(via, "proof", ask.clone(), &history).await;
-            let fits = match ask {
-                Ask::Read => told == Some(Told::Value(Some(key))),
-                _ => told == Some(Told::Done),
-            };
-            if !fits {
+            if told != Some(due) {
                 // What is left of it would refuse the next try.
-                drop(self.call(via, "proof", Ask::Remove, &history).await);
+                let _ = self.call(via, "proof", Ask::Remove, &history).await;
                 let host = &self.docket.hosts[via];
                 return Err(format!("a fresh {ask:?} through {host} was answered with {told:?}"));
             }

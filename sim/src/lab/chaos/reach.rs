@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
+use super::plan::CLUSTER;
 use super::stage::Stage;
 use super::view::newest;
 use crate::chaos::story::Reached;
@@ -69,7 +70,7 @@ pub(super) fn probe(stage: &Stage, until_ms: u64) {
                 // The host lost its network meanwhile.
                 Err(_) => continue,
             };
-            let reached = Reached { at_ms, cluster: Stage::cluster().to_owned(), how };
+            let reached = Reached { at_ms, cluster: CLUSTER.to_owned(), how };
             stage.docket.lock().story.reached.push(reached);
         }
         stage.docket.rest(EVERY_MS);

@@ -76,7 +76,7 @@ fn outcome(stage: &Stage) -> (Outcome, Vec<Event>) {
         violation: state.violation.clone(),
         virtual_us: now_us,
         faults: faults(&played),
-        calls: state.calls.0 + state.tally.answered(),
+        calls: state.calls.0 + state.tally.requests.answered(),
         story: state.story.clone(),
         text: Vec::new(),
     };

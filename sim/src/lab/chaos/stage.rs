@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use super::docket::Docket;
 use super::people::People;
-use super::plan::{CLUSTER, struck};
+use super::plan::struck;
 use super::view::newest;
 use crate::chaos::schedule::{Act, Event};
 use crate::chaos::world::net::Effect;
@@ -323,11 +323,6 @@ impl Stage {
     pub(super) fn log(&self, machine: usize) -> PathBuf {
         let log = Path::new("disk").join(fleet::LOG.trim_start_matches('/'));
         self.lab.host_dir(self.host(machine)).join(log)
-    }
-
-    /// How the lab's cluster is called.
-    pub(super) const fn cluster() -> &'static str {
-        CLUSTER
     }
 }
 
