@@ -220,6 +220,12 @@ impl Lab {
         String::from_utf8(out.stdout).unwrap()
     }
 
+    /// Kills a host's daemon and waits until the kernel has cleared it away; tells whether there was one.
+    pub fn kill_daemon(&self, host: &str) -> bool {
+        let script = "pkill -9 -x skein; was=$?; while pgrep -x skein >/dev/null; do sleep 0.02; done; exit $was";
+        self.exec(host, &["sh", "-c", script]).status.success()
+    }
+
     /// Asks a daemon for JSON.
     pub fn ask(&self, host: &str, command: &[&str]) -> Result<Value, String> {
         let mut full = vec!["skein"];

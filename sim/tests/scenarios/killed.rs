@@ -16,13 +16,9 @@ fn mortal(name: &str, servers: usize, workers: usize, last: &str) -> Option<Lab>
     Lab::up(name, servers, workers, &["--k3s", "rehearsal", "--mortal", last])
 }
 
-fn kill(lab: &Lab, host: &str) {
-    sh(lab, host, "pkill -9 -x skein; while pgrep -x skein >/dev/null; do sleep 0.02; done");
-}
-
 /// Starts what was killed again, once the kernel has cleared it away.
 fn again(lab: &Lab, host: &str, command: &str) {
-    kill(lab, host);
+    lab.kill_daemon(host);
     begin(lab, host, command);
 }
 
@@ -79,13 +75,13 @@ fn init_is_completed_after_a_death_at_any_step() {
     hold("init", from_ref(&all), &keys);
     let rest = ["logged found_fleet", "committed found_fleet", "file node.crt"];
     hold("init", from_ref(&all), &rest);
-    kill(&lab, "n1");
+    lab.kill_daemon("n1");
     // Three machines, each for itself.
     let hosts = ["n1", "n2", "n3"];
     let part = |turn: usize| -> Vec<(usize, bool)> {
         let kill_at = |i: usize| {
             let died = init_on(&lab, hosts[turn], i + 1, Some(&all[i]));
-            kill(&lab, hosts[turn]);
+            lab.kill_daemon(hosts[turn]);
             (i, died)
         };
         (turn..all.len()).step_by(hosts.len()).map(kill_at).collect()
@@ -123,7 +119,7 @@ fn join_is_completed_after_a_death_at_any_step() {
     begin(&lab, "n1", "skein init --foreground");
     wait_for("n1 answers", 20, || lab.ask("n1", &["status"]));
     let leave = |i: usize| {
-        kill(&lab, "n2");
+        lab.kill_daemon("n2");
         lab.run("n1", &["skein", "node", "rm", &format!("j{i}"), "--force"]);
     };
     join_as(&lab, 0, None);
