@@ -390,3 +390,26 @@ async fn a_leader_gives_its_vote_away_to_the_only_other_voter_that_is_left() {
     .await;
     stays.propose(&note(1, 10), PATIENCE).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_that_is_late_is_not_one_without_a_quorum() {
+    const LATE: Duration = Duration::from_secs(3);
+    let fleet = Fleet::of(3).await;
+    let leader = fleet.leader().await;
+    let id = leader.status().id;
+    let follower = fleet.store(id % 3 + 1);
+    let late = async {
+        fleet.slow_down(LATE);
+        fleet.lose_answers(kind::READ_INDEX, u32::MAX);
+        sleep(LATE).await;
+        fleet.slow_down(Duration::ZERO);
+        fleet.lose_answers(kind::READ_INDEX, 0);
+    };
+    let write = note(1, 2_000);
+    let (written, read, ()) =
+        tokio::join!(leader.propose(&write, PATIENCE), follower.read_linear(PATIENCE), late);
+    written.unwrap();
+    read.unwrap();
+    let read = follower.read_linear(PATIENCE).await.unwrap();
+    assert_eq!(times_applied(&read.state, 1), 1);
+}

@@ -14,9 +14,9 @@ use super::wire::{self, WireReply};
 use crate::apply::{Outcome, Proposal, codec};
 use crate::rt::{self, sleep, timeout};
 
-/// Without a leader for this long, calls are answered instead of waiting on.
+/// Without a leader for this long, a call asks whether a majority is there at all before it waits on.
 const LEADERLESS_MAX: Duration = Duration::from_secs(2);
-/// The longest that a leader waits for its quorum.
+/// The longest that a leader waits for its quorum before whoever called asks for signs of life.
 const QUORUM_MAX: Duration = Duration::from_secs(2);
 /// How long a follower waits for the leader's answer, which itself may take [`QUORUM_MAX`].
 const FORWARD_MAX: Duration = Duration::from_millis(2_500);
@@ -115,6 +115,12 @@ impl Patience {
         (!left.is_zero()).then_some(left)
     }
 
+    /// Waits a little, and gives a leader its whole time again.
+    async fn begin_again(&mut self) {
+        self.leaderless = None;
+        sleep(RETRY.min(self.left().unwrap_or_default())).await;
+    }
+
     /// Waits a little for a leader; false once that has lasted too long.
     async fn wait_for_leader(&mut self, since: Instant) -> bool {
         let since = *self.leaderless.get_or_insert(since);
@@ -126,11 +132,27 @@ impl Patience {
     }
 }
 
+/// Who answered when all voters were asked for a sign of life.
+struct Roll {
+    voters: Vec<u64>,
+    missing: Vec<u64>,
+    /// How many answered that they do not talk to this node.
+    refusing: usize,
+}
+
+impl Roll {
+    /// Whether a majority is there: what failed was late or in between leaders, and is worth another attempt.
+    fn majority(&self) -> bool {
+        let there = self.voters.len().saturating_sub(self.missing.len() + self.refusing);
+        there > self.voters.len() / 2
+    }
+}
+
 impl<T: Transport> Store<T> {
     /// Proposes a command, through the leader wherever it is, and returns where it was applied and its outcome.
     ///
     /// # Errors
-    /// When there is no leader or no quorum, or `deadline` passes.
+    /// When a majority of the voters is silent, or `deadline` passes.
     pub async fn propose(
         &self,
         p: &Proposal,
@@ -159,16 +181,20 @@ impl<T: Transport> Store<T> {
                     let _ = timeout(left, self.changed(index.saturating_sub(1))).await;
                     return Ok((index, outcome));
                 }
-                Err(Attempt::NotLeader) if patience.wait_for_leader(begun).await => {}
-                Err(Attempt::NotLeader) => {
-                    let (voters, missing) = self.missing().await;
-                    return Err(ProposeError::NoLeader { voters, missing });
-                }
-                Err(Attempt::NoQuorum) => {
-                    let (voters, missing) = self.missing().await;
-                    return Err(ProposeError::NoQuorum { voters, missing });
-                }
                 Err(Attempt::Stopped(e)) => return Err(ProposeError::Stopped(e)),
+                Err(Attempt::NotLeader) if patience.wait_for_leader(begun).await => {}
+                Err(attempt) => {
+                    let roll = self.call_roll().await;
+                    if roll.majority() {
+                        patience.begin_again().await;
+                        continue;
+                    }
+                    let Roll { voters, missing, .. } = roll;
+                    return Err(match attempt {
+                        Attempt::NoQuorum => ProposeError::NoQuorum { voters, missing },
+                        _ => ProposeError::NoLeader { voters, missing },
+                    });
+                }
             }
         }
         Err(ProposeError::Timeout(deadline))
@@ -223,7 +249,7 @@ impl<T: Transport> Store<T> {
     /// Returns a state that contains every write acknowledged before the call.
     ///
     /// # Errors
-    /// When there is no leader or no quorum, or `deadline` passes.
+    /// When a majority of the voters is silent, or `deadline` passes.
     pub async fn read_linear(&self, deadline: Duration) -> Result<Published, ReadError> {
         let mut patience = Patience::new(deadline);
         while let Some(left) = patience.left() {
@@ -244,13 +270,17 @@ impl<T: Transport> Store<T> {
                     };
                 }
                 Err(Attempt::NotLeader) if patience.wait_for_leader(begun).await => {}
-                Err(Attempt::NoQuorum) => {
-                    let (voters, missing) = self.missing().await;
-                    return Err(ReadError::NoQuorum { voters, missing });
-                }
-                Err(Attempt::NotLeader | Attempt::Stopped(_)) => {
-                    let (voters, missing) = self.missing().await;
-                    return Err(ReadError::NoLeader { voters, missing });
+                Err(attempt) => {
+                    let roll = self.call_roll().await;
+                    if roll.majority() && !matches!(attempt, Attempt::Stopped(_)) {
+                        patience.begin_again().await;
+                        continue;
+                    }
+                    let Roll { voters, missing, .. } = roll;
+                    return Err(match attempt {
+                        Attempt::NoQuorum => ReadError::NoQuorum { voters, missing },
+                        _ => ReadError::NoLeader { voters, missing },
+                    });
                 }
             }
         }
@@ -272,20 +302,25 @@ impl<T: Transport> Store<T> {
         }
     }
 
-    /// Asks all voters for a sign of life; returns them, and those that give none.
-    async fn missing(&self) -> (Vec<u64>, Vec<u64>) {
+    /// Asks all voters for a sign of life.
+    async fn call_roll(&self) -> Roll {
         let voters: Vec<u64> = self.status().voters.into_iter().collect();
         let others = voters.iter().filter(|id| **id != self.id());
         let asked = others.map(async |id| {
             let ping = Frame { kind: kind::PING, body: Vec::new().into() };
-            let silent = match self.transport().call(*id, ping, PING_MAX).await {
-                Ok(_) | Err(TransportError::Refused(_)) => false,
-                Err(TransportError::Timeout(_) | TransportError::Unreachable(_)) => true,
-            };
-            silent.then_some(*id)
+            (*id, self.transport().call(*id, ping, PING_MAX).await)
         });
-        let missing = futures::future::join_all(asked).await;
-        (voters, missing.into_iter().flatten().collect())
+        let (mut missing, mut refusing) = (Vec::new(), 0);
+        for (id, answer) in futures::future::join_all(asked).await {
+            match answer {
+                Ok(_) => {}
+                Err(TransportError::Refused(_)) => refusing += 1,
+                Err(TransportError::Timeout(_) | TransportError::Unreachable(_)) => {
+                    missing.push(id);
+                }
+            }
+        }
+        Roll { voters, missing, refusing }
     }
 
     /// Waits for a change of the membership.
@@ -301,7 +336,7 @@ impl<T: Transport> Store<T> {
             }
             Ok(Err(RaftError::APIError(e))) => Err(ProposeError::Refused(e.to_string())),
             Err(_) => {
-                let (voters, missing) = self.missing().await;
+                let Roll { voters, missing, .. } = self.call_roll().await;
                 Err(ProposeError::NoQuorum { voters, missing })
             }
         }
