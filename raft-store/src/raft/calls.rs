@@ -115,20 +115,31 @@ impl Patience {
         (!left.is_zero()).then_some(left)
     }
 
-    /// Waits a little, and gives a leader its whole time again.
-    async fn begin_again(&mut self) {
-        self.leaderless = None;
+    async fn pause(&self) {
         sleep(RETRY.min(self.left().unwrap_or_default())).await;
     }
 
-    /// Waits a little for a leader; false once that has lasted too long.
-    async fn wait_for_leader(&mut self, since: Instant) -> bool {
-        let since = *self.leaderless.get_or_insert(since);
-        if rt::elapsed(since) > LEADERLESS_MAX {
-            return false;
+    /// Waits a little where another attempt is worth it; else returns the voters, and those that give no sign of life.
+    async fn ends<T: Transport>(
+        &mut self,
+        store: &Store<T>,
+        failed: &Attempt,
+        begun: Instant,
+    ) -> Option<(Vec<u64>, Vec<u64>)> {
+        if matches!(failed, Attempt::NotLeader) {
+            let since = *self.leaderless.get_or_insert(begun);
+            if rt::elapsed(since) <= LEADERLESS_MAX {
+                self.pause().await;
+                return None;
+            }
         }
-        sleep(RETRY.min(self.left().unwrap_or_default())).await;
-        true
+        let roll = store.call_roll().await;
+        if roll.majority() && !matches!(failed, Attempt::Stopped(_)) {
+            self.leaderless = None;
+            self.pause().await;
+            return None;
+        }
+        Some((roll.voters, roll.missing))
     }
 }
 
@@ -182,18 +193,13 @@ impl<T: Transport> Store<T> {
                     return Ok((index, outcome));
                 }
                 Err(Attempt::Stopped(e)) => return Err(ProposeError::Stopped(e)),
-                Err(Attempt::NotLeader) if patience.wait_for_leader(begun).await => {}
                 Err(attempt) => {
-                    let roll = self.call_roll().await;
-                    if roll.majority() {
-                        patience.begin_again().await;
-                        continue;
+                    if let Some((voters, missing)) = patience.ends(self, &attempt, begun).await {
+                        return Err(match attempt {
+                            Attempt::NoQuorum => ProposeError::NoQuorum { voters, missing },
+                            _ => ProposeError::NoLeader { voters, missing },
+                        });
                     }
-                    let Roll { voters, missing, .. } = roll;
-                    return Err(match attempt {
-                        Attempt::NoQuorum => ProposeError::NoQuorum { voters, missing },
-                        _ => ProposeError::NoLeader { voters, missing },
-                    });
                 }
             }
         }
@@ -269,18 +275,13 @@ impl<T: Transport> Store<T> {
                         Err(_) => Err(ReadError::Timeout(deadline)),
                     };
                 }
-                Err(Attempt::NotLeader) if patience.wait_for_leader(begun).await => {}
                 Err(attempt) => {
-                    let roll = self.call_roll().await;
-                    if roll.majority() && !matches!(attempt, Attempt::Stopped(_)) {
-                        patience.begin_again().await;
-                        continue;
+                    if let Some((voters, missing)) = patience.ends(self, &attempt, begun).await {
+                        return Err(match attempt {
+                            Attempt::NoQuorum => ReadError::NoQuorum { voters, missing },
+                            _ => ReadError::NoLeader { voters, missing },
+                        });
                     }
-                    let Roll { voters, missing, .. } = roll;
-                    return Err(match attempt {
-                        Attempt::NoQuorum => ReadError::NoQuorum { voters, missing },
-                        _ => ReadError::NoLeader { voters, missing },
-                    });
                 }
             }
         }

@@ -176,7 +176,7 @@ impl PlainSession {
         let (Some(counter), Some(stamp)) = (number_at(wire, 5), number_at(wire, 13)) else {
             return Produced::Refused;
         };
-        let Some((theirs, packet)) = wire.get(21..).and_then(<[u8]>::split_first) else {
+        let (Some(theirs), Some(packet)) = (wire.get(DATA_HEAD - 1), wire.get(DATA_HEAD..)) else {
             return Produced::Refused;
         };
         let sealed_with = |keys: &&mut Keys| {
