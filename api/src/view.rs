@@ -64,7 +64,7 @@ impl Scene<'_> {
     /// Returns everything that a node waits for, most important first.
     pub fn node_waits(&self, n: &Node) -> Vec<String> {
         let mut waits = Vec::new();
-        if self.health(n.id) == Health::Lost {
+        if self.lost(n.id) {
             waits.push(self.silence(n));
         }
         if self.health(n.id) == Health::Unknown {
@@ -237,7 +237,7 @@ impl Scene<'_> {
                     matches!(m.status.as_str(), "down" | "failed" | "unready")
                 };
                 let holder = self.state.vip_of(c).and_then(|v| v.holder);
-                let headless = holder.is_some_and(|h| self.health(h) == Health::Lost);
+                let headless = holder.is_some_and(|h| self.lost(h));
                 if headless || servers.iter().chain(&workers).any(bad) {
                     "degraded"
                 } else {
@@ -453,6 +453,11 @@ impl Scene<'_> {
     /// Tells whether a node is heard and its API server answers.
     pub fn serves(&self, id: NodeId) -> bool {
         self.health(id) == Health::Live && self.api_ready(id) == Some(true)
+    }
+
+    /// Tells whether a node has been silent for so long that it counts as lost; one not heard yet does not.
+    pub fn lost(&self, id: NodeId) -> bool {
+        self.health(id) == Health::Lost
     }
 
     fn refusal(&self, v: &Vip, n: &Node) -> Option<String> {

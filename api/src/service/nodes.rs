@@ -1,6 +1,6 @@
 //! Nodes: list, show, roles, drain, removal. Shell.
 
-use raft_store::apply::{Command, drain_guard, unassign_guard};
+use raft_store::apply::{Command, departure_guard, drain_guard, unassign_guard};
 use raft_store::model::{Node, Role};
 use tonic::{Request, Response, Status};
 
@@ -27,6 +27,14 @@ impl<D: Daemon> Api<D> {
         let read = self.scene(None).await?;
         let node = find(&read, node)?;
         unassign_guard(read.state(), node.id, &|id| read.scene().serves(id)).map_err(from_rejection)
+    }
+
+    /// As above: a fleet whose last living node is removed has nobody left to take over.
+    async fn check_departure(&self, node: &str, how: &str) -> Result<(), Status> {
+        let read = self.scene(None).await?;
+        let node = find(&read, node)?;
+        departure_guard(read.state(), node.id, how, &|id| !read.scene().lost(id))
+            .map_err(from_rejection)
     }
 }
 
@@ -56,6 +64,7 @@ impl<D: Daemon> Nodes for Api<D> {
         request: Request<proto::RemoveNodeRequest>,
     ) -> Answer<proto::RemoveNodeResponse> {
         let r = request.get_ref();
+        self.check_departure(&r.name, "removed").await?;
         let command = Command::RemoveNode { name: name(&r.name)?, force: r.force };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::RemoveNodeResponse {}))
@@ -66,6 +75,7 @@ impl<D: Daemon> Nodes for Api<D> {
         request: Request<proto::TerminateNodeRequest>,
     ) -> Answer<proto::TerminateNodeResponse> {
         let r = request.get_ref();
+        self.check_departure(&r.name, "terminated").await?;
         self.check_unassign(&r.name).await?;
         self.propose(&request, "", Command::TerminateNode { name: name(&r.name)? }).await?;
         Ok(Response::new(proto::TerminateNodeResponse {}))

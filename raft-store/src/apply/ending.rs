@@ -5,7 +5,7 @@ use serde_json::json;
 use super::command::{Change, list};
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
-use crate::model::{ClusterStatus, Name, NodeId, Severity};
+use crate::model::{ClusterStatus, Name, NodeId, Severity, State};
 
 impl Context<'_> {
     /// Lets every member of a cluster give up its role; the cluster and its VIP go with the last of them.
@@ -68,12 +68,7 @@ impl Context<'_> {
     /// Takes a node out of the fleet: at once where it has no role, else when its daemon has undone it.
     pub(super) fn terminate(&mut self, name: &Name) -> Applied {
         let id = self.node_id(name)?;
-        if self.state.nodes.len() == 1 {
-            let why = "it is the fleet's last node";
-            let next = "to give the fleet up, stop the daemon and delete its state folder";
-            let what = format!("node {name} was not terminated");
-            return Err(Rejection::new(RejectCode::Guarded, what, why, next));
-        }
+        departure_guard(self.state, id, "terminated", &|_| true)?;
         if self.state.nodes[&id].terminating {
             return Ok(Change::Nothing);
         }
@@ -100,4 +95,34 @@ impl Context<'_> {
         };
         self.retire(&name, "terminated").map(drop)
     }
+}
+
+/// Tells whether a node may leave the fleet: somebody must stay who can take over what the fleet knows.
+///
+/// The state machine counts who is a node; who may be there at all, only the leader's view tells.
+///
+/// # Errors
+/// When nobody would stay, or nobody of whom `there` holds. `how` ends "node NAME was not ...".
+pub fn departure_guard(
+    state: &State,
+    id: NodeId,
+    how: &str,
+    there: &dyn Fn(NodeId) -> bool,
+) -> Result<(), Rejection> {
+    let staying = || state.nodes.values().filter(|n| n.id != id);
+    if staying().any(|n| there(n.id)) {
+        return Ok(());
+    }
+    let name = state.name_of(id);
+    let (why, next) = if staying().next().is_none() {
+        let next = "to give the fleet up, stop the daemon and delete its state folder";
+        ("it is the fleet's last node".to_owned(), next)
+    } else {
+        let next = "start one of them, or join another machine first: skein node ls";
+        (
+            format!("nobody would be left: {} do(es) not answer", list(staying().map(|n| &n.name))),
+            next,
+        )
+    };
+    Err(Rejection::new(RejectCode::Guarded, format!("node {name} was not {how}"), why, next))
 }

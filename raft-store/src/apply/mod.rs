@@ -17,6 +17,7 @@ pub use command::{
     Change, Command, CreateCluster, FoundFleet, NewNode, Outcome, Proposal, ReportPhase,
 };
 pub use drains::{drain_guard, unassign_guard};
+pub use ending::departure_guard;
 pub use pods::pods_guard;
 pub use reject::{RejectCode, Rejection};
 pub use tickets::redeemable;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::command::{Change, list};
+use super::ending::departure_guard;
 use super::reject::{RejectCode, Rejection};
 use super::{Applied, Context};
 use crate::model::{
@@ -28,11 +29,7 @@ impl Context<'_> {
     pub(super) fn remove_node(&mut self, name: &Name, force: bool) -> Applied {
         let id = self.node_id(name)?;
         let what = format!("node {name} was not removed");
-        if self.state.nodes.len() == 1 {
-            let why = "it is the fleet's last node";
-            let next = "to give the fleet up, stop the daemon and delete its state folder";
-            return Err(Rejection::new(RejectCode::Guarded, what, why, next));
-        }
+        departure_guard(self.state, id, "removed", &|_| true)?;
         if let Some(a) = &self.state.nodes[&id].assignment
             && !force
         {

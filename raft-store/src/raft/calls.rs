@@ -337,8 +337,11 @@ impl<T: Transport> Store<T> {
             }
             Ok(Err(RaftError::APIError(e))) => Err(ProposeError::Refused(e.to_string())),
             Err(_) => {
-                let Roll { voters, missing, .. } = self.call_roll().await;
-                Err(ProposeError::NoQuorum { voters, missing })
+                let roll = self.call_roll().await;
+                if roll.majority() {
+                    return Err(ProposeError::Timeout(CHANGE_MAX));
+                }
+                Err(ProposeError::NoQuorum { voters: roll.voters, missing: roll.missing })
             }
         }
     }

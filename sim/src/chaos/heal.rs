@@ -40,10 +40,6 @@ pub async fn heal(stage: &Stage, moved: bool) -> Result<(), String> {
     if moved {
         stage.world.scope().spawn("telling", tell_endpoints(stage.clone()));
     }
-    if let Some(why) = beyond_help(stage) {
-        tracing::info!(%why, "this fleet cannot heal by itself");
-        return Ok(());
-    }
     let over = Instant::now() + BOUND;
     loop {
         let lacks = match lacking(stage) {
@@ -53,7 +49,12 @@ pub async fn heal(stage: &Stage, moved: bool) -> Result<(), String> {
         match lacks {
             None => return Ok(()),
             Some(why) if Instant::now() >= over => {
-                return Err(format!("{} s after all faults ended: {why}", BOUND.as_secs()));
+                // Asked only now: whoever knows who votes may need a while to serve again.
+                let Some(lost) = beyond_help(stage) else {
+                    return Err(format!("{} s after all faults ended: {why}", BOUND.as_secs()));
+                };
+                tracing::info!(why = %lost, "this fleet cannot heal by itself");
+                return Ok(());
             }
             Some(_) => sleep(LOOK).await,
         }
@@ -96,7 +97,8 @@ fn alive(stage: &Stage) -> BTreeSet<u64> {
     ids
 }
 
-/// A fleet whose majority of voters has lost its disks is beyond help, as every Raft group is.
+/// A fleet whose majority of voters has lost its disks is beyond help, as every Raft group is; and so is one whose last
+/// node with a disk was taken out: nobody is left to take over from it.
 fn beyond_help(stage: &Stage) -> Option<String> {
     let alive = alive(stage);
     let serving = stage.world.serving();
@@ -105,8 +107,12 @@ fn beyond_help(stage: &Stage) -> Option<String> {
         return stage.world.members().is_empty().then(|| "nobody is a member".to_owned());
     };
     let left = raft.voters.intersection(&alive).count();
-    let lost = left * 2 <= raft.voters.len();
-    lost.then(|| format!("of the voters {:?} only {left} still have their disks", raft.voters))
+    if left * 2 <= raft.voters.len() {
+        return Some(format!("of the voters {:?} only {left} still have their disks", raft.voters));
+    }
+    let (_, state) = stage.judge.newest()?;
+    let heirless = !state.nodes.keys().any(|id| alive.contains(&id.0));
+    heirless.then(|| "no node of the fleet still has its disk".to_owned())
 }
 
 fn members(stage: &Stage, state: &State) -> Result<Vec<Member>, String> {

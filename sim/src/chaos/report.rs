@@ -134,8 +134,10 @@ fn picture(schedule: &Schedule, outcome: &Outcome, lane: &dyn Fn(usize) -> Strin
         let ms = n as f64 * step;
         if ms <= length {
             let at = LEFT + (WIDTH - LEFT - 10.0) * ms / length;
-            let _ =
-                write!(svg, "<text x={at:.1} y={:.1}>{:.0} s</text>", height - 6.0, ms / 1_000.0);
+            // The last one has no room to its right.
+            let anchor = if n == 10 { "end" } else { "middle" };
+            let (y, s) = (height - 6.0, ms / 1_000.0);
+            let _ = write!(svg, "<text x={at:.1} y={y:.1} text-anchor={anchor}>{s:.0} s</text>");
         }
     }
     if let Some(v) = &outcome.violation {

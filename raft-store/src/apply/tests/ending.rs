@@ -1,7 +1,7 @@
 //! Decommissioned clusters, terminated nodes, and clusters whose network had no VIP left. Pure.
 
 use super::fixture::{World, name};
-use crate::apply::{Command, RejectCode, drain_guard, unassign_guard};
+use crate::apply::{Command, RejectCode, departure_guard, drain_guard, unassign_guard};
 use crate::model::{ClusterStatus, Phase, Role};
 
 fn decommission(cluster: &str) -> Command {
@@ -147,4 +147,17 @@ fn a_drain_asked_for_again_with_force_is_hurried() {
     w.ok(World::drain("n1", false, true));
     let drain = w.node("n1").drain.as_ref().unwrap();
     assert!(drain.force && drain.epoch == epoch);
+}
+
+#[test]
+fn whoever_leaves_a_fleet_leaves_it_to_somebody() {
+    let w = World::fleet(3);
+    let (n1, n2) = (w.id("n1"), w.id("n2"));
+    let leaves =
+        |id, there: &[_]| departure_guard(&w.state, id, "removed", &|n| there.contains(&n));
+    assert!(leaves(n1, &[n1, n2]).is_ok());
+    assert!(leaves(n2, &[n1]).is_ok(), "a machine that is lost may go");
+    let refused = leaves(n1, &[n1]).unwrap_err();
+    assert_eq!(refused.code, RejectCode::Guarded);
+    assert!(refused.why.contains("n2, n3"), "{refused}");
 }

@@ -153,16 +153,17 @@ pub enum Start {
 }
 
 impl World {
-    /// Starts the daemon of a machine, unless one runs there or it has no power.
+    /// Starts the daemon of a machine, unless one runs there or it has no power. Where one is about to end, after it.
     pub fn start(&self, number: usize, start: Start) {
         let Some(machine) = self.machine(number).cloned() else { return };
         let life = {
             let mut lives = lock(&machine.lives);
             if lives.now.is_some() || lives.powered_off {
+                lives.again = lives.ending;
                 return;
             }
             lives.count += 1;
-            lives.paused = false;
+            (lives.paused, lives.ending, lives.again) = (false, false, false);
             let seed = Draw::new(self.seed(), "life", &[number as u64, lives.count]).bytes();
             let life = Arc::new(Life {
                 number: lives.count,
@@ -192,10 +193,11 @@ impl World {
         let (world, number) = (self.clone(), machine.number);
         let member = life.who().is_some();
         let life = life.number;
+        let again = lock(&machine.lives).again;
         self.scope().spawn("systemd", async move {
             world.bury(number, life, false);
             sleep(RESTART).await;
-            if ended.is_err() && member {
+            if (ended.is_err() || again) && member {
                 world.start(number, Start::Daemon);
             }
         });
@@ -281,7 +283,9 @@ impl World {
 
     /// Tells a machine's daemon to end in order.
     pub fn stop(&self, number: usize) {
-        if let Some(life) = self.machine(number).and_then(|m| m.life()) {
+        let Some(machine) = self.machine(number) else { return };
+        if let Some(life) = machine.life() {
+            lock(&machine.lives).ending = true;
             life.stop.notify_one();
         }
     }

@@ -107,6 +107,10 @@ struct Lives {
     now: Option<Arc<Life>>,
     powered_off: bool,
     paused: bool,
+    /// The daemon was told to end.
+    ending: bool,
+    /// It is to be started once it has ended: systemd, too, lets a start wait for the stop before it.
+    again: bool,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
