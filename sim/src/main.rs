@@ -2,6 +2,10 @@
 
 use clap::{Parser, Subcommand};
 
+/// The simulator makes and drops small things all the time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Tries Skein without machines: hosts in namespaces, real daemons in them.
 #[derive(Debug, Parser)]
 #[command(name = "skein-sim", version, arg_required_else_help = true)]

@@ -79,11 +79,11 @@ pub async fn peer_frame<D: Daemon>(
 
 /// Puts all services behind the gate.
 pub(crate) fn register<D: Daemon>(builder: Server, daemon: Arc<D>) -> Gated<D> {
-    builder.layer(Gate(daemon.clone())).add_routes(routes(daemon))
+    builder.layer(Gate(daemon.clone())).add_routes(about(routes(daemon)))
 }
 
-fn routes<D: Daemon>(daemon: Arc<D>) -> Routes {
-    let api = Api { daemon };
+/// What tools ask a server about itself. Costly to make, and of use on a socket only.
+fn about(routes: Routes) -> Routes {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
@@ -93,19 +93,21 @@ fn routes<D: Daemon>(daemon: Arc<D>) -> Routes {
         .build_v1alpha()
         .expect("the compiled descriptors are valid");
     let (_, health) = tonic_health::server::health_reporter();
+    routes.add_service(health).add_service(v1).add_service(v1alpha)
+}
+
+fn routes<D: Daemon>(daemon: Arc<D>) -> Routes {
+    let api = Api { daemon };
     let peer = PeerServer::new(api.clone())
         .max_decoding_message_size(FRAME_MAX)
         .max_encoding_message_size(FRAME_MAX);
-    Routes::new(health)
-        .add_service(FleetServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
+    Routes::new(FleetServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(NodesServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(NetworksServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(ClustersServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(VipsServer::new(api.clone()).max_decoding_message_size(REQUEST_MAX))
         .add_service(JoinServer::new(api).max_decoding_message_size(REQUEST_MAX))
         .add_service(peer)
-        .add_service(v1)
-        .add_service(v1alpha)
 }
 
 /// What was read for one answer.

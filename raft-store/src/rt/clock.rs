@@ -29,9 +29,10 @@ struct Drift {
     ppm: i32,
 }
 
-fn scaled(d: Duration, times: i128, by: i128) -> Duration {
+/// Computes `d * times / by + more / by`.
+fn scaled(d: Duration, times: i128, by: i128, more: i128) -> Duration {
     let nanos = i128::try_from(d.as_nanos()).unwrap_or(i128::MAX / (2 * MILLION));
-    Duration::from_nanos(u64::try_from(nanos * times / by).unwrap_or(u64::MAX))
+    Duration::from_nanos(u64::try_from((nanos * times + more) / by).unwrap_or(u64::MAX))
 }
 
 impl Drift {
@@ -40,11 +41,13 @@ impl Drift {
     }
 
     fn show(self, global: Instant) -> Instant {
-        self.here + scaled(global.saturating_duration_since(self.global), self.rate(), MILLION)
+        self.here + scaled(global.saturating_duration_since(self.global), self.rate(), MILLION, 0)
     }
 
+    /// Rounds up, where `show` rounds down: whoever has waited until a time must find that it has come, or it waits for
+    /// the same time again, and while the clock stands still for ever.
     fn lasts(self, here: Duration) -> Duration {
-        scaled(here, MILLION, self.rate())
+        scaled(here, MILLION, self.rate(), self.rate() - 1)
     }
 
     fn reaches(self, here: Instant) -> Instant {
@@ -115,6 +118,19 @@ pub(super) fn timeout_at<F: Future>(at: Instant, future: F) -> Timeout<F> {
 mod tests {
     use super::super::Scope;
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn a_time_that_was_waited_for_has_come(ppm in -10_000i32..=10_000, nanos in 0u64..1 << 50) {
+            let global = runtime_now();
+            let drift = Drift { global, here: global, ppm };
+            let at = global + Duration::from_nanos(nanos);
+            let reached = drift.reaches(at);
+            proptest::prop_assert!(drift.show(reached) >= at);
+            let earlier = reached.checked_sub(Duration::from_nanos(1)).unwrap();
+            proptest::prop_assert!(nanos == 0 || drift.show(earlier) < at, "and not later than need be");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_fast_clock_shows_more_and_waits_less() {

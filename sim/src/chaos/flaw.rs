@@ -42,11 +42,13 @@ pub enum Flaw {
     EndlessTicket,
     /// A host's error repeats a secret.
     TalkativeHost,
+    /// A daemon that stood still has a task that never waits from then on.
+    RestlessTask,
 }
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::LyingDrive,
         Self::ForgetfulVote,
         Self::AlteredEntry,
@@ -64,6 +66,7 @@ impl Flaw {
         Self::SecondFounder,
         Self::EndlessTicket,
         Self::TalkativeHost,
+        Self::RestlessTask,
     ];
 
     /// Says in words what is wrong.
@@ -86,6 +89,7 @@ impl Flaw {
             Self::SecondFounder => "a server that should join founds a cluster",
             Self::EndlessTicket => "apply never notes that a ticket was used",
             Self::TalkativeHost => "an error message repeats a secret",
+            Self::RestlessTask => "a task never waits once its daemon stood still",
         }
     }
 
@@ -110,6 +114,7 @@ impl Flaw {
             Self::SecondFounder => &["one_founder"],
             Self::EndlessTicket => &["tickets"],
             Self::TalkativeHost => &["no_secret"],
+            Self::RestlessTask => &["goes_on"],
         }
     }
 }

@@ -193,6 +193,11 @@ impl Judge {
         self.0.found.notified().await;
     }
 
+    /// Returns when the fleet was looked at last, in milliseconds of virtual time.
+    pub fn looked_ms(&self) -> u64 {
+        lock(&self.0.state).looked_ms
+    }
+
     /// Returns the violation, if there was one.
     pub fn violation(&self) -> Option<Violation> {
         lock(&self.0.state).violation.clone()

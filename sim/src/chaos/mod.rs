@@ -22,4 +22,5 @@ pub mod shrink;
 pub mod story;
 pub mod sweep;
 pub mod trace;
+pub mod watchdog;
 pub mod world;

@@ -17,6 +17,7 @@ use super::play::Stage;
 use super::schedule::{Act, Schedule};
 use super::story::Story;
 use super::trace::Trace;
+use super::watchdog::Watchdog;
 use super::world::life::Start;
 use super::world::{Shape, World};
 
@@ -95,6 +96,7 @@ async fn whole(schedule: &Schedule, trace: Arc<Trace>) -> Whole {
         world.scope().spawn("forger", world.clone().speak_for_the_dead());
     }
     let mut faults = BTreeMap::new();
+    let _watched = Watchdog::watch(&world);
     tokio::select! {
         biased;
         () = judge.found() => {}
@@ -149,4 +151,20 @@ async fn make(stage: &Stage, schedule: &Schedule) -> Result<(), String> {
     };
     let late = |_| format!("the fleet was not made within {} s", MADE_MAX.as_secs());
     timeout(MADE_MAX * u32::try_from(schedule.founders).unwrap_or(1), made).await.map_err(late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chaos::schedule::Profile;
+
+    #[test]
+    fn nothing_of_a_run_is_left_when_it_is_over() {
+        let schedule = Schedule::from_seed(7, Profile::Small);
+        let trace = Arc::new(Trace::default());
+        let given = trace.clone();
+        let judge = kernel::run(async { whole(&schedule, given).await.0 }).unwrap();
+        assert!(judge.violation().is_none() && trace.steps() > 1_000);
+        assert_eq!(Arc::strong_count(&trace), 1, "somebody still holds the world, hence its trace");
+    }
 }

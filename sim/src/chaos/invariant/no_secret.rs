@@ -1,6 +1,8 @@
 //! No secret stands in a line of the log or in an event: both are kept and shown widely. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+
+use memchr::memmem::Finder;
 
 use super::{Applied, Invariant};
 
@@ -10,15 +12,17 @@ const LENGTH_MIN: usize = 16;
 /// See the module.
 #[derive(Default)]
 pub struct NoSecret {
-    secrets: BTreeSet<String>,
+    /// Each with what finds it: every line of every daemon is looked through.
+    secrets: BTreeMap<String, Finder<'static>>,
     looked: u64,
 }
 
 impl NoSecret {
     /// Learns a secret.
     pub fn learn(&mut self, secret: &str) {
-        if secret.len() >= LENGTH_MIN && !self.secrets.contains(secret) {
-            self.secrets.insert(secret.to_owned());
+        if secret.len() >= LENGTH_MIN && !self.secrets.contains_key(secret) {
+            let finder = Finder::new(secret).into_owned();
+            self.secrets.insert(secret.to_owned(), finder);
         }
     }
 
@@ -27,8 +31,8 @@ impl NoSecret {
     /// # Errors
     /// When a secret is in it; the secret itself is not repeated.
     pub fn look(&self, text: &str) -> Result<(), String> {
-        match self.secrets.iter().find(|s| text.contains(s.as_str())) {
-            Some(found) => Err(text.replace(found.as_str(), "(the secret)")),
+        match self.secrets.iter().find(|(_, finder)| finder.find(text.as_bytes()).is_some()) {
+            Some((found, _)) => Err(text.replace(found.as_str(), "(the secret)")),
             None => Ok(()),
         }
     }

@@ -32,6 +32,7 @@ use uuid::Uuid;
 use super::env::{SimEnv, SimMachine};
 use super::{Machine, World, lock};
 use crate::chaos::draw::Draw;
+use crate::chaos::flaw::Flaw;
 
 /// Where the daemon keeps what must survive.
 const STATE_DIR: &str = "/var/lib/skein";
@@ -70,7 +71,8 @@ pub trait Served: Send + Sync {
 
 struct Inside<D: Daemon> {
     daemon: Arc<D>,
-    api: Mutex<InProcess<D>>,
+    /// Made when it is first called: many lives end before that.
+    api: Mutex<Option<InProcess<D>>>,
 }
 
 impl<D: Daemon> Served for Inside<D> {
@@ -85,7 +87,8 @@ impl<D: Daemon> Served for Inside<D> {
     }
 
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
-        let answer = lock(&self.api).call(request);
+        let mut api = lock(&self.api);
+        let answer = api.get_or_insert_with(|| in_process(self.daemon.clone())).call(request);
         answer.map(|a| a.unwrap_or_else(|never| match never {})).boxed()
     }
 
@@ -113,8 +116,7 @@ impl Life {
         machine: usize,
         daemon: Arc<D>,
     ) {
-        let api = Mutex::new(in_process(daemon.clone()));
-        let served: Arc<dyn Served> = Arc::new(Inside { daemon, api });
+        let served: Arc<dyn Served> = Arc::new(Inside { daemon, api: Mutex::default() });
         *lock(&self.served) = Some(served.clone());
         world.0.judge.watch(world, machine, self, served);
     }
@@ -127,6 +129,14 @@ impl Life {
     /// Returns the node's identity, once it is a member.
     pub fn who(&self) -> Option<(Uuid, Membership)> {
         lock(&self.who).clone()
+    }
+
+    /// Ends all its tasks. What is reached of the daemon holds this life in turn, so it is let go of here.
+    pub(super) fn end(&self) {
+        self.scope.kill();
+        let served = lock(&self.served).take();
+        // Outside of the lock: whatever it owned may look at this life when it is dropped.
+        drop(served);
     }
 
     pub(super) async fn told_to_end(&self) {
@@ -211,7 +221,7 @@ impl World {
             lives.now.take_if(|now| now.number == life)
         };
         if let Some(dead) = dead {
-            dead.scope.kill();
+            dead.end();
             machine.drive.crash(power_cut);
             machine.devices.daemon_died();
         }
@@ -262,9 +272,16 @@ impl World {
     /// Lets a machine's daemon go on.
     pub fn thaw(&self, number: usize) {
         let Some(machine) = self.machine(number) else { return };
-        lock(&machine.lives).paused = false;
+        let stood = std::mem::replace(&mut lock(&machine.lives).paused, false);
         if let Some(life) = machine.life() {
             life.scope.thaw();
+            if stood && self.flaw() == Some(Flaw::RestlessTask) {
+                life.scope.spawn("restless", async {
+                    loop {
+                        tokio::task::yield_now().await;
+                    }
+                });
+            }
         }
     }
 

@@ -280,11 +280,17 @@ impl World {
         found
     }
 
+    /// Returns who judges this world.
+    pub fn judge(&self) -> &Judge {
+        &self.0.judge
+    }
+
     /// Ends everything, so that what the tasks hold is let go.
     pub fn end(&self) {
         for machine in self.machines() {
-            if let Some(life) = lock(&machine.lives).now.take() {
-                life.scope.kill();
+            let life = lock(&machine.lives).now.take();
+            if let Some(life) = life {
+                life.end();
             }
         }
         self.0.scope.kill();
