@@ -396,6 +396,7 @@ fn metrics(meshes: &[sdwan::MeshStatus]) -> String {
             ("refused", d.refused),
             ("spoofed", d.spoofed),
             ("malformed", d.malformed),
+            ("congested", d.congested),
         ];
         all.map(|(why, n)| (format!("network=\"{}\",reason=\"{why}\"", m.network), n))
     });
