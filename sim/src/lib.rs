@@ -19,3 +19,14 @@ pub mod picture;
 pub mod probe;
 pub mod rehearsal;
 pub mod tutorial;
+
+/// Ends a program as its command ended: with its code, or with its words and failure.
+pub fn finish(result: Result<u8, String>) -> std::process::ExitCode {
+    match result {
+        Ok(code) => std::process::ExitCode::from(code),
+        Err(why) => {
+            lab::say(format!("error: {why}"));
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -43,9 +43,6 @@ enum Command {
     /// Answer on every address with the host's name.
     #[command(hide = true)]
     Respond(sim::bench::responder::RespondArgs),
-    /// A daemon without K3s and overlay, for `lab bench consensus`.
-    #[command(hide = true)]
-    ConsensusNode(sim::bench::consensus::node::NodeArgs),
     /// Process 1 of a lab's host.
     #[command(hide = true)]
     LabInit {
@@ -69,9 +66,9 @@ fn main() -> std::process::ExitCode {
     }
     if called.rsplit('/').next() == Some("k3s") {
         let args: Vec<String> = std::env::args().skip(1).collect();
-        return finish(sim::rehearsal::run(&args));
+        return sim::finish(sim::rehearsal::run(&args));
     }
-    finish(match Cli::parse().command {
+    sim::finish(match Cli::parse().command {
         Command::Run(args) => sim::chaos::cli::run_seed(&args),
         Command::Sweep(args) => sim::chaos::cli::run_sweep(&args),
         Command::Corpus(args) => sim::chaos::cli::corpus(&args),
@@ -84,18 +81,7 @@ fn main() -> std::process::ExitCode {
         Command::Probe(args) => sim::probe::run(&args),
         Command::Observe(args) => sim::bench::observer::run(args),
         Command::Respond(args) => sim::bench::responder::run(&args),
-        Command::ConsensusNode(args) => sim::bench::consensus::node::run(&args),
         Command::LabInit { dir } => sim::lab::init::run(&dir),
         Command::Rehearsal { args } => sim::rehearsal::run(&args),
     })
-}
-
-fn finish(result: Result<u8, String>) -> std::process::ExitCode {
-    match result {
-        Ok(code) => std::process::ExitCode::from(code),
-        Err(why) => {
-            sim::lab::say(format!("error: {why}"));
-            std::process::ExitCode::FAILURE
-        }
-    }
 }

@@ -9,6 +9,7 @@ use raft_store::model::{ClusterStatus, Phase, State, Vip};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use super::invariant::acknowledged::Ask;
 use super::people::Person;
 use super::play::Stage;
 use super::register;
@@ -231,6 +232,8 @@ async fn proof(stage: &Stage) -> Option<String> {
     }
     let member = members.into_iter().next()?;
     let person = Person::new(&stage.world, &stage.judge, member.machine);
+    // What an earlier proof may have left: it was late, not refused.
+    person.register("proof", &Ask::Remove).await;
     for (ask, due) in register::proof(stage.world.now_us()) {
         let told = person.register("proof", &ask).await;
         if told != Some(due) {

@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::draw::Draw;
-use super::invariant::acknowledged::{Ask, Call, Told};
+use super::invariant::acknowledged::{Ask, Told};
 use super::judge::Judge;
 use super::register;
 use super::world::World;
@@ -215,9 +215,10 @@ impl Person {
             let (register, ask) = register::next(&mut draw);
             let register = format!("device{register}");
             let from_us = self.world.now_us();
-            let told = self.register(&register, &ask).await;
-            let answer = told.map(|told| (self.world.now_us(), told));
-            self.judge.clients(|c| c.call(&register, Call { ask, from_us, answer }));
+            let begun = self.judge.clients(|c| c.begins(&register, ask.clone(), from_us));
+            if let Some(told) = self.register(&register, &ask).await {
+                self.judge.clients(|c| c.ends(&begun, self.world.now_us(), told));
+            }
             sleep(every).await;
         }
     }

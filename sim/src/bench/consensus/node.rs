@@ -28,7 +28,7 @@ use raft_store::disk::Disks;
 use raft_store::model::UnixMillis;
 use raft_store::rt::Scope;
 
-/// `skein-sim consensus-node`.
+/// `skein-bench consensus-node`.
 #[derive(Debug, Args)]
 pub struct NodeArgs {
     /// The state folder.

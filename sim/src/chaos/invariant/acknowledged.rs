@@ -44,6 +44,13 @@ pub struct Call {
     pub answer: Option<(u64, Told)>,
 }
 
+/// Names a call that was begun.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    register: String,
+    number: usize,
+}
+
 /// Requests for tickets, and what they were answered.
 #[derive(Debug, Default)]
 pub struct Requests {
@@ -102,9 +109,19 @@ pub struct Acknowledged {
 }
 
 impl Acknowledged {
-    /// Notes a finished call to a register.
-    pub fn call(&mut self, register: &str, call: Call) {
-        self.registers.entry(register.to_owned()).or_default().push(call);
+    /// Notes that a call to a register begins: it may have its effect before it is answered, or without ever being so.
+    pub fn begins(&mut self, register: &str, ask: Ask, from_us: u64) -> Begun {
+        let calls = self.registers.entry(register.to_owned()).or_default();
+        calls.push(Call { ask, from_us, answer: None });
+        Begun { register: register.to_owned(), number: calls.len() - 1 }
+    }
+
+    /// Notes how a call was answered.
+    pub fn ends(&mut self, begun: &Begun, at_us: u64, told: Told) {
+        let calls = self.registers.get_mut(&begun.register);
+        if let Some(call) = calls.and_then(|calls| calls.get_mut(begun.number)) {
+            call.answer = Some((at_us, told));
+        }
     }
 
     /// Notes that a request for a ticket was made; a repetition is the same request.

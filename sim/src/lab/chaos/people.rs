@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::docket::Docket;
 use super::view::Answer;
 use crate::chaos::draw::Draw;
-use crate::chaos::invariant::acknowledged::{Acknowledged, Ask, Call, Told};
+use crate::chaos::invariant::acknowledged::{Acknowledged, Ask, Told};
 use crate::chaos::register;
 use crate::chaos::world::client::CALL_MAX;
 use crate::lab::host;
@@ -151,17 +151,17 @@ impl People {
     /// Makes one call to a register and notes it, also if it failed; one that was never sent is none.
     async fn call(&self, via: usize, register: &str, ask: Ask, history: &History) -> Option<Told> {
         let channel = self.channel(via).await?;
-        let from_us = self.docket.now_us();
-        let told = timeout(CALL_MAX, register::call(channel, register, &ask)).await;
-        let answer = told.ok().flatten().map(|told| (self.docket.now_us(), told));
-        let told = answer.as_ref().map(|(_, told)| told.clone());
+        let calls = || history.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = calls().begins(register, ask.clone(), self.docket.now_us());
+        let told = timeout(CALL_MAX, register::call(channel, register, &ask)).await.ok().flatten();
+        if let Some(told) = told.clone() {
+            calls().ends(&begun, self.docket.now_us(), told);
+        }
         {
             let calls = &mut self.docket.lock().calls;
             calls.0 += 1;
             calls.1 += usize::from(told.is_some());
         }
-        let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
-        history.call(register, Call { ask, from_us, answer });
         told
     }
 

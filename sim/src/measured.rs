@@ -1,0 +1,24 @@
+//! The `skein-bench` program: parts of Skein alone, for benches that put them beside others' programs.
+//!
+//! It is no part of `skein-sim`, so that what is measured has the allocator that `skein` has.
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "skein-bench", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A daemon without K3s and overlay, for `lab bench consensus`.
+    ConsensusNode(sim::bench::consensus::node::NodeArgs),
+}
+
+fn main() -> std::process::ExitCode {
+    sim::finish(match Cli::parse().command {
+        Command::ConsensusNode(args) => sim::bench::consensus::node::run(&args),
+    })
+}
