@@ -15,10 +15,13 @@ struct Cli {
 enum Command {
     /// A daemon without K3s and overlay, for `lab bench consensus`.
     ConsensusNode(sim::bench::consensus::node::NodeArgs),
+    /// An overlay with one peer, for `lab bench dataplane`.
+    Overlay(sim::bench::dataplane::end::OverlayArgs),
 }
 
 fn main() -> std::process::ExitCode {
     sim::finish(match Cli::parse().command {
         Command::ConsensusNode(args) => sim::bench::consensus::node::run(&args),
+        Command::Overlay(args) => sim::bench::dataplane::end::run(&args),
     })
 }

@@ -7,9 +7,11 @@
 //! | [`observer`], [`responder`] | who asks and who answers, in hosts |
 //! | `skein`, `keepalived` | what is done to whom |
 //! | [`consensus`] | Skein's log beside etcd's |
+//! | [`dataplane`] | Skein's tunnel beside others' |
 //! | [`footprint`] | what idle daemons cost |
 
 pub mod consensus;
+pub mod dataplane;
 pub mod footprint;
 mod keepalived;
 pub(crate) mod lab;

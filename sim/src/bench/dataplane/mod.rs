@@ -1,0 +1,3 @@
+//! Skein's data plane beside others': `./lab bench dataplane`. Shell.
+
+pub mod end;
