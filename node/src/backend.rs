@@ -71,7 +71,9 @@ impl<E: Env> Backend<E> {
                 {
                     tracing::warn!(error = %e, "whereabouts could not be saved");
                 }
-                Ok((kind, frames::encode(&Gossip { records: book.records() })))
+                let digest = book.digest();
+                let records = if digest == gossip.digest { Vec::new() } else { book.records() };
+                Ok((kind, frames::encode(&Gossip { records, digest })))
             }
             other => Err(format!("unknown frame kind {other}: is the other node newer?")),
         }
