@@ -83,6 +83,12 @@ need_bench() {
 	need keepalived keepalived "it is the yardstick that failover is compared with"
 }
 
+need_tunnels() {
+	need iperf3 iperf3 "it makes the traffic that tunnels carry"
+	need wg wireguard-tools "it configures wireguard-go and boringtun-cli"
+	need ping iputils-ping "round trips are taken with it"
+}
+
 # at_least WANTED HAVE: compares major.minor.
 at_least() {
 	echo "$1 $2" | awk '{ split($1, w, "."); split($2, h, "."); exit !(h[1] > w[1] || (h[1] == w[1] && h[2] >= w[2])) }'

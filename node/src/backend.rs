@@ -11,9 +11,9 @@ use api::pki::Pki;
 use bytes::Bytes;
 use raft_store::apply::{Change, Command, Outcome};
 use raft_store::model::{Network, NodeId, RequestId, State, UnixMillis};
-use raft_store::plan::{Report, quorum_needs};
+use raft_store::plan::{Health, Report, WINDOW, quorum_needs};
 use raft_store::raft::{Frame, ProposeError, RaftStatus, ReadError, Store, Transport as _, kind};
-use raft_store::rt::watch;
+use raft_store::rt::{self, sleep, watch};
 use raft_store::seal::FleetKey;
 use uuid::Uuid;
 
@@ -25,6 +25,12 @@ use crate::transport::{NodeTransport, SharedBook};
 
 /// How long the leader may take to say what it sees.
 const VIEW_DEADLINE: Duration = Duration::from_millis(800);
+
+/// How long an answer waits for word from nodes that a new leader has not heard yet: after its window each is live or lost.
+const UNHEARD_MAX: Duration = Duration::from_millis(600);
+const _: () = assert!(UNHEARD_MAX.as_millis() > WINDOW.as_millis());
+/// Pause between two questions while nodes are unheard.
+const UNHEARD_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the services need, put together.
 pub struct Backend<E: Env> {
@@ -71,7 +77,9 @@ impl<E: Env> Backend<E> {
                 {
                     tracing::warn!(error = %e, "whereabouts could not be saved");
                 }
-                Ok((kind, frames::encode(&Gossip { records: book.records() })))
+                let digest = book.digest();
+                let records = if digest == gossip.digest { Vec::new() } else { book.records() };
+                Ok((kind, frames::encode(&Gossip { records, digest })))
             }
             other => Err(format!("unknown frame kind {other}: is the other node newer?")),
         }
@@ -101,6 +109,17 @@ impl<E: Env> Backend<E> {
             ReadError::NoQuorum { missing, .. } => self.without("no_quorum", false, &missing),
             other => CallError::Read(other),
         }
+    }
+
+    /// Asks the leader, if one is known, what it sees.
+    async fn ask_view(&self) -> Option<FleetView> {
+        let leader = self.store.leader()?;
+        if leader == self.me.0 {
+            return self.leader.view().await;
+        }
+        let frame = Frame { kind: frames::kind::VIEW, body: Bytes::new() };
+        let answer = self.transport.call(leader, frame, VIEW_DEADLINE).await.ok()?;
+        frames::decode::<Option<FleetView>>(&answer.body).ok()?
     }
 
     /// What this node alone can say: nobody is known to be alive.
@@ -160,17 +179,16 @@ impl<E: Env> Daemon for Backend<E> {
     }
 
     async fn view(&self) -> FleetView {
-        let Some(leader) = self.store.status().leader else {
-            return self.blind_view();
-        };
-        let view = if leader == self.me.0 {
-            self.leader.view().await
-        } else {
-            let frame = Frame { kind: frames::kind::VIEW, body: Bytes::new() };
-            let answer = self.transport.call(leader, frame, VIEW_DEADLINE).await.ok();
-            answer.and_then(|a| frames::decode::<Option<FleetView>>(&a.body).ok()).flatten()
-        };
-        view.unwrap_or_else(|| self.blind_view())
+        let until = rt::now() + UNHEARD_MAX;
+        loop {
+            let view = self.ask_view().await;
+            let unheard = |v: &FleetView| v.nodes.values().any(|n| n.health == Health::Unknown);
+            match view {
+                // A new leader has heard of everybody within a moment; until then its sight would mislead.
+                Some(view) if unheard(&view) && rt::now() < until => sleep(UNHEARD_PAUSE).await,
+                view => return view.unwrap_or_else(|| self.blind_view()),
+            }
+        }
     }
 
     async fn frame(&self, from: Uuid, kind: u32, body: Bytes) -> Result<(u32, Bytes), CallError> {

@@ -34,8 +34,11 @@ pub struct Heard {
 /// Whereabouts, either way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gossip {
-    /// All that the sender knows.
+    /// What the sender knows, as far as the receiver may lack it.
     pub records: Vec<Record>,
+    /// A fingerprint of all that the sender knows: equal ones need no records.
+    #[serde(default)]
+    pub digest: u64,
 }
 
 /// Encodes a message of the daemon.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::join_all;
 use raft_store::model::NodeId;
 use raft_store::plan::quorum_needs;
@@ -34,6 +35,9 @@ const QUICK: u32 = 2;
 const DEADLINE: Duration = Duration::from_millis(2_500);
 /// How many nodes are asked in one round.
 const FAN_OUT: usize = 5;
+
+/// What asking a node came to, and how long it took.
+type Asked<'r> = (Result<(u32, Bytes), TransportError>, &'r Record, Duration);
 
 /// Keeps the book of addresses.
 pub struct Gossiper<E: Env> {
@@ -81,12 +85,12 @@ impl<E: Env> Gossiper<E> {
             let records = self.book.lock().records();
             let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));
             let restless = told.as_ref().is_none_or(|(_, before)| *before != records)
-                || self.store.status().leader.is_none()
+                || self.store.leader().is_none()
                 || fellows.is_some();
             if restless || told.as_ref().is_none_or(|(at, _)| rt::elapsed(*at) >= QUIET) {
                 // What comes back with the answers differs from this, and is told on in the next round.
                 told = Some((rt::now(), records));
-                news |= self.exchange(round, fellows.as_ref()).await;
+                news |= self.exchange(round, fellows.as_ref(), restless).await;
                 round = round.wrapping_add(1);
             }
             if news && let Err(e) = self.book.lock().save(self.env.files()) {
@@ -130,8 +134,15 @@ impl<E: Env> Gossiper<E> {
         self.book.lock().merge([self.me.clone()])
     }
 
-    async fn exchange(&mut self, round: usize, fellows: Option<&BTreeSet<NodeId>>) -> bool {
-        let (records, hints) = {
+    /// Asks some nodes what they know. Everybody is told `all` that is known here where that is wanted; else only what
+    /// differs in the end, since in a fleet at rest all know the same.
+    async fn exchange(
+        &mut self,
+        round: usize,
+        fellows: Option<&BTreeSet<NodeId>>,
+        all: bool,
+    ) -> bool {
+        let (records, digest, hints) = {
             let mut book = self.book.lock();
             let state = self.store.state();
             if state.fleet.is_some() {
@@ -139,57 +150,114 @@ impl<E: Env> Gossiper<E> {
                 let voters = self.store.status().voters.iter().copied().map(NodeId).collect();
                 book.retain(|uuid| !state.is_retired(uuid) || quorum_needs(&state, &voters, uuid));
             }
-            (book.records(), book.hints().to_vec())
+            (book.records(), book.digest(), book.hints().to_vec())
         };
-        let body = frames::encode(&Gossip { records: records.clone() });
+        let told = if all { records.clone() } else { vec![self.me.clone()] };
+        let body = frames::encode(&Gossip { records: told, digest });
+        let chosen = self.choose(&records, round, fellows);
+        // Without a leader a record may be of yesterday, and its address another node's by now.
+        let lost = self.store.leader().is_none();
+        let worth = |h: &&SocketAddr| lost || !records.iter().any(|r| r.addresses.contains(h));
+        let wire = self.env.wire();
+        let hinted = hints.iter().filter(worth).map(|h| {
+            let (wire, body) = (wire.clone(), body.clone());
+            async move { wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE).await }
+        });
+        let (asked, hinted) = futures::join!(self.ask(&chosen, &body), join_all(hinted));
+        for (answer, fellow, took) in &asked {
+            if answer.is_ok() {
+                self.trips.note(NodeId(fellow.node), *took);
+            }
+        }
+        let mut news = self.hear_refusals(&asked);
+        let mut differing = Vec::new();
+        for (answer, fellow, _) in asked {
+            let Ok((_, body)) = answer else { continue };
+            news |= self.hear(&body).is_some_and(|(news, digest)| {
+                differing.push((fellow, digest));
+                news
+            });
+        }
+        for (_, body) in hinted.into_iter().flatten() {
+            news |= self.hear(&body).is_some_and(|(news, _)| news);
+        }
+        if !all {
+            news |= self.tell_rest(&differing).await;
+        }
+        news
+    }
+
+    /// Whose turn it is, and besides those to whom the way is being measured.
+    fn choose<'r>(
+        &self,
+        records: &'r [Record],
+        round: usize,
+        fellows: Option<&BTreeSet<NodeId>>,
+    ) -> Vec<&'r Record> {
         let others: Vec<&Record> = records.iter().filter(|r| r.uuid != self.me.uuid).collect();
         let first = round.wrapping_mul(FAN_OUT) % others.len().max(1);
         let turn = others.iter().copied().cycle().skip(first).take(FAN_OUT.min(others.len()));
         let mut chosen: Vec<&Record> = turn.collect();
-        // Besides whose turn it is: those to whom the way is being measured.
         let measured = |r: &&&Record| fellows.into_iter().flatten().any(|id| id.0 == r.node);
         for fellow in others.iter().filter(measured) {
             if !chosen.iter().any(|c| c.uuid == fellow.uuid) {
                 chosen.push(fellow);
             }
         }
+        chosen
+    }
+
+    async fn ask<'r>(&self, whom: &[&'r Record], body: &Bytes) -> Vec<Asked<'r>> {
         let wire = self.env.wire();
-        let asked = chosen.iter().map(|r| {
+        let asked = whom.iter().map(|r| {
             let (wire, body, began) = (wire.clone(), body.clone(), rt::now());
             async move {
                 let message = (frames::kind::GOSSIP, body);
                 let answer = wire.call(r.uuid, &r.addresses, message, DEADLINE).await;
-                (answer, NodeId(r.node), rt::elapsed(began))
+                (answer, *r, rt::elapsed(began))
             }
         });
-        // Without a leader a record may be of yesterday, and its address another node's by now.
-        let lost = self.store.status().leader.is_none();
-        let worth = |h: &&SocketAddr| lost || !records.iter().any(|r| r.addresses.contains(h));
-        let hinted = hints.iter().filter(worth).map(|h| {
-            let (wire, body) = (wire.clone(), body.clone());
-            async move { wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE).await }
-        });
-        let (asked, hinted) = futures::join!(join_all(asked), join_all(hinted));
-        let mut known = Vec::with_capacity(asked.len());
-        for (answer, node, took) in asked {
-            if answer.is_ok() {
-                self.trips.note(node, took);
-            }
-            known.push(answer);
-        }
-        let refused = |answer: &Result<_, TransportError>| matches!(answer, Err(TransportError::Refused(why)) if why.contains("was removed from the fleet"));
-        let mut news = false;
-        if known.iter().any(refused) && self.book.lock().mark_removed() {
+        join_all(asked).await
+    }
+
+    /// Notes whether others say that this node was removed; returns whether that is news.
+    fn hear_refusals(&self, asked: &[Asked<'_>]) -> bool {
+        let refused = |(answer, ..): &Asked<'_>| matches!(answer, Err(TransportError::Refused(why)) if why.contains("was removed from the fleet"));
+        let news = asked.iter().any(refused) && self.book.lock().mark_removed();
+        if news {
             tracing::warn!("others refuse this node: it was removed from the fleet");
-            news = true;
         }
         let removed = self.book.lock().removed();
         self.own.update(|own| own.removed = removed);
-        for (_, body) in known.into_iter().chain(hinted).flatten() {
-            match frames::decode::<Gossip>(&body) {
-                Ok(g) => news |= self.book.lock().merge(g.records),
-                Err(e) => tracing::warn!(error = %e, "whereabouts of a peer were not understood"),
+        news
+    }
+
+    /// Takes in an answer; returns whether it was news, and the fingerprint of all that the other one knows.
+    fn hear(&self, body: &[u8]) -> Option<(bool, u64)> {
+        match frames::decode::<Gossip>(body) {
+            Ok(g) => Some((self.book.lock().merge(g.records), g.digest)),
+            Err(e) => {
+                tracing::warn!(error = %e, "whereabouts of a peer were not understood");
+                None
             }
+        }
+    }
+
+    /// Tells all to those who know something else, now that their answers are known here.
+    async fn tell_rest(&self, answered: &[(&Record, u64)]) -> bool {
+        let (records, digest) = {
+            let book = self.book.lock();
+            (book.records(), book.digest())
+        };
+        let behind = answered.iter().filter(|(_, theirs)| *theirs != digest);
+        let behind: Vec<&Record> = behind.map(|(record, _)| *record).collect();
+        if behind.is_empty() {
+            return false;
+        }
+        let body = frames::encode(&Gossip { records, digest });
+        let mut news = false;
+        for (answer, ..) in self.ask(&behind, &body).await {
+            news |= answer.is_ok_and(|(_, body)| self.hear(&body).is_some_and(|(news, _)| news));
         }
         news
     }

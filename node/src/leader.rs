@@ -162,20 +162,18 @@ impl<E: Env> Leader<E> {
 
     /// Begins to listen when this node became the leader of a new term, and forgets when it is none.
     fn follow_raft(&mut self) {
-        let status = self.store.status();
-        let leads = status.leads();
-        match (&self.seen, leads) {
-            (Some((term, _)), true) if *term == status.term => {}
-            (_, true) => {
-                tracing::info!(term = status.term, "this node leads");
-                self.seen = Some((status.term, Liveness::new(rt::now().into_std())));
+        match (&self.seen, self.store.leads()) {
+            (Some((led, _)), Some(term)) if *led == term => {}
+            (_, Some(term)) => {
+                tracing::info!(term, "this node leads");
+                self.seen = Some((term, Liveness::new(rt::now().into_std())));
                 self.clock_ms = None;
             }
-            (Some(_), false) => {
-                tracing::info!(term = status.term, "this node leads no more");
+            (Some((term, _)), None) => {
+                tracing::info!(term, "this node leads no more");
                 self.seen = None;
             }
-            (None, false) => {}
+            (None, None) => {}
         }
     }
 

@@ -38,10 +38,9 @@ pub async fn run<E: Env>(
     let mut changes = own.subscribe();
     loop {
         let started = rt::now();
-        let status = store.status();
-        let asked = env.wall();
-        let report = own.report(me, status.applied, asked);
-        match status.leader {
+        let (leads, applied, asked) = (store.leader(), store.published().index, env.wall());
+        let report = own.report(me, applied, asked);
+        match leads {
             Some(id) if id == me.0 => {
                 let heard = leader.report(report).await;
                 own.hear(heard, (asked, env.wall()));
@@ -91,7 +90,7 @@ pub async fn last_words<E: Env>(
 }
 
 async fn other_leader<W: Wire>(store: &Store<NodeTransport<W>>, leader: u64) {
-    while store.status().leader == Some(leader) {
+    while store.leader() == Some(leader) {
         sleep(LOOK).await;
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`spec`] | what an overlay should look like here | yes |
 //! | [`routing`], [`packet`] | who answers for an address, addresses of a packet | yes |
+//! | [`offload`] | many packets in one piece, as network cards do it | yes |
 //! | [`session`] | one WireGuard session: a port, and boringtun behind it | but for boringtun's clock |
 //! | [`tunnel`] | the core: packets and datagrams in and out, no I/O | yes |
 //! | [`link`] | addresses and routes: what differs, and netlink | half |
@@ -16,6 +17,7 @@ pub mod flows;
 mod handover;
 pub mod io;
 pub mod link;
+pub mod offload;
 pub mod overlay;
 pub mod packet;
 pub mod routing;
@@ -25,6 +27,8 @@ pub mod tunnel;
 
 pub use error::ApplyError;
 pub use flows::kill_flows;
+pub use io::Offloads;
+pub use offload::Joins;
 pub use overlay::{MeshStatus, Overlay};
 pub use spec::{Handover, InvalidKey, MeshSpec, PeerSpec, PrivateKey, PublicKey, interface_name};
 pub use tunnel::{Drops, PeerStatus, Tunnel};

@@ -7,9 +7,9 @@ use rtnetlink::Handle;
 use tokio::time::Instant;
 
 use crate::error::ApplyError;
-use crate::io::Packets;
 use crate::io::tun::{self, Tun};
 use crate::io::udp::Udp;
+use crate::io::{Offloads, Packets, Status};
 use crate::link::netlink;
 use crate::spec::{DEVICE_PREFIX, MeshSpec};
 use crate::tunnel::{Drops, PeerStatus};
@@ -44,6 +44,8 @@ pub struct MeshStatus {
     pub peers: Vec<PeerStatus>,
     /// What was dropped, by reason.
     pub drops: Drops,
+    /// What changes hands with the kernel in one piece.
+    pub offloads: Offloads,
 }
 
 impl Overlay {
@@ -156,9 +158,9 @@ impl Overlay {
     /// Returns how the overlays stand.
     pub fn status(&self) -> Vec<MeshStatus> {
         let status = |r: &Running| {
-            let (peers, drops) = r.packets.status()?;
+            let Status { peers, drops, offloads } = r.packets.status()?;
             let (network, interface) = (r.spec.network.clone(), r.spec.interface.clone());
-            Some(MeshStatus { network, interface, peers, drops })
+            Some(MeshStatus { network, interface, peers, drops, offloads })
         };
         self.meshes.values().filter_map(status).collect()
     }

@@ -34,6 +34,37 @@ pub fn addresses(packet: &[u8]) -> Option<Addresses> {
     }
 }
 
+/// Returns a packet's traffic class: DSCP and ECN (RFC 2474, RFC 3168). It must have been found to be an IP packet.
+pub(crate) fn class(packet: &[u8]) -> u8 {
+    match packet {
+        [first, second, ..] if first >> 4 == 6 => first << 4 | second >> 4,
+        [_, second, ..] => *second,
+        _ => 0,
+    }
+}
+
+/// Marks a packet as having met congestion; false if its sender does not know such marks, which is then told by loss.
+pub(crate) fn mark_congestion(packet: &mut [u8]) -> bool {
+    const MARK: u8 = 0b11;
+    if class(packet) & MARK == 0 {
+        return false;
+    }
+    if packet[0] >> 4 == 6 {
+        packet[1] |= MARK << 4;
+        return true;
+    }
+    let before = u16::from_be_bytes([packet[0], packet[1]]);
+    packet[1] |= MARK;
+    let after = u16::from_be_bytes([packet[0], packet[1]]);
+    let sum = u16::from_be_bytes([packet[10], packet[11]]);
+    // RFC 1624, equation 3.
+    let sum = u32::from(!sum) + u32::from(!before) + u32::from(after);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    true
+}
+
 /// What is read of a TCP segment (RFC 9293, section 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {

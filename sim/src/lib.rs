@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`mod@beside`] | programs that were built with this one |
 //! | [`mod@bench`] | what the lab measures |
 //! | [`chaos`] | the whole fleet in one process, under one seed |
 //! | [`lab`] | hosts in namespaces on one machine, with real daemons |
@@ -12,6 +13,7 @@
 //! | [`tutorial`] | the tutorial as a program |
 
 pub mod bench;
+pub mod beside;
 pub mod chaos;
 pub mod lab;
 pub mod mortal;

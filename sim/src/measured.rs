@@ -5,7 +5,7 @@
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "skein-bench", version, arg_required_else_help = true)]
+#[command(name = "skein-bench", version = node::COMMIT, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -15,10 +15,19 @@ struct Cli {
 enum Command {
     /// A daemon without K3s and overlay, for `lab bench consensus`.
     ConsensusNode(sim::bench::consensus::node::NodeArgs),
+    /// An overlay without daemon and control plane, for `lab bench dataplane`.
+    Overlay(sim::bench::dataplane::end::OverlayArgs),
+    /// Receives content, and says its SHA-256.
+    Receive(sim::bench::dataplane::content::ReceiveArgs),
+    /// Sends content, and says its SHA-256.
+    Send(sim::bench::dataplane::content::SendArgs),
 }
 
 fn main() -> std::process::ExitCode {
     sim::finish(match Cli::parse().command {
         Command::ConsensusNode(args) => sim::bench::consensus::node::run(&args),
+        Command::Overlay(args) => sim::bench::dataplane::end::run(&args),
+        Command::Receive(args) => sim::bench::dataplane::content::receive(&args),
+        Command::Send(args) => sim::bench::dataplane::content::send(&args),
     })
 }

@@ -84,14 +84,13 @@ pub(crate) fn register<D: Daemon>(builder: Server, daemon: Arc<D>) -> Gated<D> {
 
 /// What tools ask a server about itself. Costly to make, and of use on a socket only.
 fn about(routes: Routes) -> Routes {
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-    let v1 = reflection.build_v1().expect("the compiled descriptors are valid");
-    let v1alpha = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .build_v1alpha()
-        .expect("the compiled descriptors are valid");
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let v1 = reflection().build_v1().expect("the compiled descriptors are valid");
+    let v1alpha = reflection().build_v1alpha().expect("the compiled descriptors are valid");
     let (_, health) = tonic_health::server::health_reporter();
     routes.add_service(health).add_service(v1).add_service(v1alpha)
 }

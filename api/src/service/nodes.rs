@@ -21,21 +21,17 @@ pub(super) fn find<'a>(read: &'a Read, text: &str) -> Result<&'a Node, Status> {
     found.ok_or_else(|| not_found("node", text, &list(state.nodes.values().map(|n| &n.name))))
 }
 
-impl<D: Daemon> Api<D> {
-    /// The state machine judges by what is agreed; who answers is known only here.
-    async fn check_unassign(&self, node: &str) -> Result<(), Status> {
-        let read = self.scene(None).await?;
-        let node = find(&read, node)?;
-        unassign_guard(read.state(), node.id, &|id| read.scene().serves(id)).map_err(from_rejection)
-    }
+/// The state machine judges by what is agreed; who answers is known only to whom the leader told it.
+fn check_unassign(read: &Read, node: &str) -> Result<(), Status> {
+    let node = find(read, node)?;
+    unassign_guard(read.state(), node.id, &|id| read.scene().serves(id)).map_err(from_rejection)
+}
 
-    /// As above: a fleet whose last living node is removed has nobody left to take over.
-    async fn check_departure(&self, node: &str, how: &str) -> Result<(), Status> {
-        let read = self.scene(None).await?;
-        let node = find(&read, node)?;
-        departure_guard(read.state(), node.id, how, &|id| !read.scene().lost(id))
-            .map_err(from_rejection)
-    }
+/// As above: a fleet whose last living node is removed has nobody left to take over.
+fn check_departure(read: &Read, node: &str, how: &str) -> Result<(), Status> {
+    let node = find(read, node)?;
+    departure_guard(read.state(), node.id, how, &|id| !read.scene().lost(id))
+        .map_err(from_rejection)
 }
 
 #[tonic::async_trait]
@@ -64,7 +60,7 @@ impl<D: Daemon> Nodes for Api<D> {
         request: Request<proto::RemoveNodeRequest>,
     ) -> Answer<proto::RemoveNodeResponse> {
         let r = request.get_ref();
-        self.check_departure(&r.name, "removed").await?;
+        check_departure(&self.scene(None).await?, &r.name, "removed")?;
         let command = Command::RemoveNode { name: name(&r.name)?, force: r.force };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::RemoveNodeResponse {}))
@@ -75,8 +71,9 @@ impl<D: Daemon> Nodes for Api<D> {
         request: Request<proto::TerminateNodeRequest>,
     ) -> Answer<proto::TerminateNodeResponse> {
         let r = request.get_ref();
-        self.check_departure(&r.name, "terminated").await?;
-        self.check_unassign(&r.name).await?;
+        let read = self.scene(None).await?;
+        check_departure(&read, &r.name, "terminated")?;
+        check_unassign(&read, &r.name)?;
         self.propose(&request, "", Command::TerminateNode { name: name(&r.name)? }).await?;
         Ok(Response::new(proto::TerminateNodeResponse {}))
     }
@@ -106,7 +103,7 @@ impl<D: Daemon> Nodes for Api<D> {
     ) -> Answer<proto::UnassignRoleResponse> {
         let r = request.get_ref();
         if !r.force {
-            self.check_unassign(&r.node).await?;
+            check_unassign(&self.scene(None).await?, &r.node)?;
         }
         let command = Command::UnassignRole { node: name(&r.node)?, force: r.force };
         self.propose(&request, "", command).await?;

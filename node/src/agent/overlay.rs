@@ -24,6 +24,17 @@ const HANDOVER: Duration = Duration::from_millis(500);
 /// The former holder keeps the address longer than that, since others hear of the move at another time than it.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// All that specs are made from and that changes while a daemon runs: equal inputs make equal specs.
+#[derive(PartialEq, Eq)]
+struct Inputs {
+    /// The log index of the state.
+    generation: u64,
+    /// The fingerprint of all that is known about where nodes are.
+    book: u64,
+    /// VIPs that moved a moment ago, each with its former holder.
+    former: BTreeMap<VipId, NodeId>,
+}
+
 /// The overlay's agent; it alone changes the devices.
 pub struct OverlayAgent<E: Env> {
     shared: Shared<E>,
@@ -32,6 +43,7 @@ pub struct OverlayAgent<E: Env> {
     lingering: BTreeMap<(String, IpAddr), Instant>,
     generations: BTreeMap<VipId, Generation>,
     former: BTreeMap<VipId, (NodeId, Instant)>,
+    projected: Option<(Inputs, Vec<MeshSpec>)>,
     lost: BTreeSet<NodeId>,
     failure: Option<String>,
     failing_since: Option<Instant>,
@@ -53,6 +65,7 @@ impl<E: Env> OverlayAgent<E> {
             lingering: BTreeMap::new(),
             generations: BTreeMap::new(),
             former: BTreeMap::new(),
+            projected: None,
             lost: BTreeSet::new(),
             failure: None,
             failing_since: None,
@@ -96,18 +109,24 @@ impl<E: Env> OverlayAgent<E> {
         }
     }
 
-    fn project(&self, state: &State, generation: u64) -> Vec<MeshSpec> {
+    /// Projects the state of log index `generation`, unless nothing that goes into it changed since the last time.
+    fn project(&mut self, state: &State, generation: u64) -> Vec<MeshSpec> {
         if self.shared.own.removed() {
             return Vec::new();
         }
-        let hosts = {
-            let book = self.shared.book.lock();
-            state.nodes.values().map(|n| (n.uuid, book.hosts(n.uuid))).collect()
-        };
         let former = self.former.iter().map(|(vip, (node, _))| (*vip, *node)).collect();
-        let me = self.shared.me;
-        let local = Local { me, wireguard: &self.wireguard, hosts: &hosts, former: &former };
-        meshes(state, generation, &local)
+        let book = self.shared.book.lock();
+        let inputs = Inputs { generation, book: book.digest(), former };
+        match &self.projected {
+            Some((before, specs)) if *before == inputs => return specs.clone(),
+            _ => {}
+        }
+        let hosts = state.nodes.values().map(|n| (n.uuid, book.hosts(n.uuid))).collect();
+        drop(book);
+        let (me, wireguard, former) = (self.shared.me, &self.wireguard, &inputs.former);
+        let specs = meshes(state, generation, &Local { me, wireguard, hosts: &hosts, former });
+        self.projected = Some((inputs, specs.clone()));
+        specs
     }
 
     /// Leaves addresses that were held a moment ago on the device: whoever has not heard of the move yet is

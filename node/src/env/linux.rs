@@ -396,9 +396,22 @@ fn metrics(meshes: &[sdwan::MeshStatus]) -> String {
             ("refused", d.refused),
             ("spoofed", d.spoofed),
             ("malformed", d.malformed),
+            ("congested", d.congested),
         ];
         all.map(|(why, n)| (format!("network=\"{}\",reason=\"{why}\"", m.network), n))
     });
+    let offloads = meshes.iter().flat_map(|m| {
+        let sdwan::Offloads { device, trains_sent, trains_received } = m.offloads;
+        let all = [
+            ("tso", device.tcp),
+            ("uso", device.udp),
+            ("gso", trains_sent),
+            ("gro", trains_received),
+        ];
+        all.map(|(what, on)| (format!("network=\"{}\",offload=\"{what}\"", m.network), on.into()))
+    });
+    let help = "Whether packets change hands with the kernel in one piece, by the way of doing it.";
+    family("skein_overlay_offload", "gauge", help, offloads.collect());
     let help = "Packets that the overlay dropped, by reason.";
     family("skein_overlay_dropped_packets", "counter", help, drops.collect());
     text

@@ -179,7 +179,7 @@ impl<T: Transport> Store<T> {
         let mut patience = Patience::new(deadline);
         while let Some(left) = patience.left() {
             let begun = rt::now();
-            let attempt = match self.status().leader {
+            let attempt = match self.leader() {
                 Some(me) if me == self.id() => self.propose_here(bytes.clone(), left).await,
                 Some(leader) => self.propose_there(leader, &bytes, left).await,
                 None => Err(Attempt::NotLeader),
@@ -260,7 +260,7 @@ impl<T: Transport> Store<T> {
         let mut patience = Patience::new(deadline);
         while let Some(left) = patience.left() {
             let begun = rt::now();
-            let index = match self.status().leader {
+            let index = match self.leader() {
                 Some(me) if me == self.id() => self.read_index_here(left).await,
                 Some(leader) => self
                     .forward(leader, kind::READ_INDEX, Vec::new(), left)

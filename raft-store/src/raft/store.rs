@@ -324,6 +324,18 @@ impl<T: Transport> Store<T> {
         }
     }
 
+    /// Returns who leads, as far as this node knows: all of [`Self::status`] that hot paths want, without its copies.
+    pub fn leader(&self) -> Option<u64> {
+        self.raft().metrics().borrow().current_leader
+    }
+
+    /// Returns the term in which this node leads, if it does.
+    pub fn leads(&self) -> Option<u64> {
+        let receiver = self.raft().metrics();
+        let m = receiver.borrow();
+        (m.current_leader == Some(self.inner.id)).then_some(m.current_term)
+    }
+
     /// Returns how Raft stands on this node.
     pub fn status(&self) -> RaftStatus {
         let receiver = self.raft().metrics();

@@ -12,24 +12,45 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::offload::Joins;
 use crate::session::BoringSession;
 use crate::spec::MeshSpec;
-use crate::tunnel::{Drops, PeerStatus, Target, Tunnel};
-use tun::Tun;
+use crate::tunnel::{Drops, Output, Path, PeerStatus, Train, Tunnel};
+use tun::{SUPERPACKET_MAX, Tun};
 use udp::Udp;
 
-/// How many packets or datagrams are taken before what they produced is sent.
+/// How often one side is read before the other one has its turn.
 const BATCH: usize = 64;
-/// The largest packet or datagram.
-const PACKET_MAX: usize = 65_536;
 /// The thread looks up at least this often.
 const WAIT_MAX: Duration = Duration::from_millis(250);
 
 /// What reaches the packet thread.
 enum Mail {
     Spec(Box<MeshSpec>),
-    Status(Sender<(Vec<PeerStatus>, Drops)>),
+    Status(Sender<Status>),
     End,
+}
+
+/// What changes hands with the kernel in one piece; each falls back alone where it cannot be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// What the TUN device takes.
+    pub device: Joins,
+    /// Whether datagrams are sent as trains (UDP_SEGMENT of udp(7)).
+    pub trains_sent: bool,
+    /// Whether they are received as trains (UDP_GRO of udp(7)).
+    pub trains_received: bool,
+}
+
+/// How a packet thread stands.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// The peers.
+    pub peers: Vec<PeerStatus>,
+    /// What was dropped so far.
+    pub drops: Drops,
+    /// What is done in one piece.
+    pub offloads: Offloads,
 }
 
 /// A running packet thread.
@@ -73,7 +94,7 @@ impl Packets {
     }
 
     /// Asks how things stand; nothing if the thread does not answer in time.
-    pub fn status(&self) -> Option<(Vec<PeerStatus>, Drops)> {
+    pub fn status(&self) -> Option<Status> {
         let (tx, rx) = channel();
         self.post(Mail::Status(tx)).then(|| rx.recv_timeout(Duration::from_millis(500)).ok())?
     }
@@ -105,7 +126,9 @@ fn now() -> Instant {
 
 impl Loop {
     fn new(tun: Tun, udp: Udp, wake: Arc<EventFd>, inbox: Receiver<Mail>) -> Self {
-        Self { tun, udp, wake, inbox, tunnel: Tunnel::default(), buffer: vec![0; PACKET_MAX] }
+        let mut tunnel = Tunnel::default();
+        tunnel.set_joins(tun.joins());
+        Self { tun, udp, wake, inbox, tunnel, buffer: vec![0; SUPERPACKET_MAX] }
     }
 
     fn run(mut self) {
@@ -152,7 +175,7 @@ impl Loop {
                 Mail::Spec(spec) => self.tunnel.set_spec(&spec, now()),
                 // The asker may have given up.
                 Mail::Status(answer) => {
-                    let _ = answer.send((self.tunnel.peers(), self.tunnel.drops()));
+                    let _ = answer.send(self.status());
                 }
                 Mail::End => return false,
             }
@@ -160,51 +183,69 @@ impl Loop {
         true
     }
 
+    fn status(&self) -> Status {
+        let (trains_sent, trains_received) = (self.udp.sends_trains(), self.udp.receives_trains());
+        let offloads = Offloads { device: self.tun.joins(), trains_sent, trains_received };
+        Status { peers: self.tunnel.peers(), drops: self.tunnel.drops(), offloads }
+    }
+
     fn read_tun(&mut self) {
         for _ in 0..BATCH {
             match self.tun.receive(&mut self.buffer) {
-                Ok(n) => self.tunnel.handle_tun([&self.buffer[..n]], now()),
+                Ok(Some(packet)) => self.tunnel.handle_tun(packet, now()),
+                Ok(None) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
                 Err(e) => {
                     tracing::debug!(error = %e, fd = self.tun.as_fd().as_raw_fd(), "reading the TUN device failed");
                     break;
                 }
             }
+            self.flush_if_full();
         }
     }
 
     fn read_udp(&mut self) {
         for _ in 0..BATCH {
             match self.udp.receive(&mut self.buffer) {
-                Ok((n, from)) => self.tunnel.handle_udp([(from, &self.buffer[..n])], now()),
+                Ok(train) => self.tunnel.handle_udp(train, now()),
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
                 // An ICMP answer to something that we sent: of no concern to others.
                 Err(_) => {}
             }
+            self.flush_if_full();
+        }
+    }
+
+    fn flush_if_full(&mut self) {
+        if self.tunnel.is_full() {
+            self.flush();
         }
     }
 
     fn flush(&mut self) {
-        let (tun, udp) = (&mut self.tun, &self.udp);
+        let (tun, udp) = (&mut self.tun, &mut self.udp);
         let mut gone = None;
-        self.tunnel.take_output(|target, bytes| {
+        self.tunnel.take_output(|output| {
             // A full queue drops packets, as any link does.
-            let sent = match target {
-                Target::Tun => tun.send(bytes),
-                Target::Udp(to) => udp.send(bytes, to).or_else(|e| match to.local {
+            let sent = match output {
+                Output::Tun(offload, parts) => tun.send(offload, parts),
+                Output::Wire(train) => udp.send(&train).or_else(|e| match train.path.local {
                     Some(local) if udp::is_gone(&e) => {
                         gone = Some(local);
-                        udp.send(bytes, to.remote.into())
+                        let path = Path::from(train.path.remote);
+                        udp.send(&Train { path, ..train })
                     }
                     _ => Err(e),
                 }),
             };
             if let Err(e) = sent {
-                tracing::trace!(?target, error = %e, "not sent");
+                tracing::trace!(error = %e, "not sent");
             }
         });
         if let Some(local) = gone {
             self.tunnel.forget_local(local);
         }
+        // Less than before, once the device has refused something.
+        self.tunnel.set_joins(self.tun.joins());
     }
 }

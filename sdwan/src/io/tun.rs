@@ -1,20 +1,33 @@
 //! A persistent TUN device (Documentation/networking/tuntap.rst). Shell; the crate's only unsafe code.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use crate::error::ApplyError;
+use crate::offload::{HEADER, Joins, Offload, Parts, Segments, split};
+use crate::tunnel::Superpacket;
 
 const DEVICE: &str = "/dev/net/tun";
 
+/// The longest superpacket with its header, in bytes.
+pub(super) const SUPERPACKET_MAX: usize = HEADER + 65_536;
+/// What may be left to the device, from the most to the least; each needs the ones before it
+/// (TUN_F_CSUM, TSO4, TSO6, TSO_ECN, USO4 and USO6 of include/uapi/linux/if_tun.h).
+const CHECKSUM: libc::c_ulong = 0x01;
+const TSO: libc::c_ulong = 0x02 | 0x04 | 0x08;
+const USO: libc::c_ulong = 0x20 | 0x40;
+
 /// An open TUN device. It stays when the daemon ends, so that addresses and routes stay too.
 #[derive(Debug)]
-pub struct Tun(File);
+pub struct Tun {
+    file: File,
+    joins: Joins,
+}
 
 impl Tun {
-    /// Opens the device with this name, making it if need be.
+    /// Opens the device with this name, making it if need be, and asks for all that it can take off our hands.
     ///
     /// # Errors
     /// When there are no TUN devices, the daemon may not make one, or another process has it.
@@ -31,29 +44,86 @@ impl Tun {
             _ => error(e),
         })?;
         attach(&file, name).map_err(error)?;
-        Ok(Self(file))
+        let joins = offload(&file);
+        Ok(Self { file, joins })
     }
 
-    /// Reads one packet.
+    /// Returns what the device takes in one piece.
+    pub fn joins(&self) -> Joins {
+        self.joins
+    }
+
+    /// Reads a packet, or several in one piece, into `buffer`; nothing where it is none that was asked for.
     ///
     /// # Errors
     /// `WouldBlock` when there is none.
-    pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
+    pub fn receive<'b>(&mut self, buffer: &'b mut [u8]) -> io::Result<Option<Superpacket<'b>>> {
+        let length = self.file.read(buffer)?;
+        let read = buffer[..length].split_first_chunk_mut::<HEADER>();
+        Ok(read
+            .and_then(|(head, bytes)| Some(Superpacket { offload: Offload::decode(head)?, bytes })))
     }
 
-    /// Writes one packet.
+    /// Writes a packet, or several in one piece; one by one where the device refuses that, from then on.
     ///
     /// # Errors
     /// When the kernel does not take it.
-    pub fn send(&mut self, packet: &[u8]) -> io::Result<()> {
-        self.0.write(packet).map(drop)
+    pub fn send(&mut self, offload: Offload, parts: Parts<'_>) -> io::Result<()> {
+        let Self { file, joins } = self;
+        hand_over(joins, offload, parts, |offload, parts| write(file, offload, parts))
     }
 }
 
+/// Writes in one piece, or, if that is refused, cuts as the device would have done, and remembers that.
+fn hand_over(
+    joins: &mut Joins,
+    offload: Offload,
+    parts: Parts<'_>,
+    mut write: impl FnMut(Offload, &mut dyn Iterator<Item = &[u8]>) -> io::Result<()>,
+) -> io::Result<()> {
+    let refused = match write(offload, &mut parts.clone()) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EIO)) => e,
+        done => return done,
+    };
+    let joined = match offload.segments {
+        Segments::One => return Err(refused),
+        Segments::Udp => &mut joins.udp,
+        Segments::Tcp4 | Segments::Tcp6 => &mut joins.tcp,
+    };
+    if std::mem::replace(joined, false) {
+        tracing::info!(error = %refused, ?offload, "the device refuses a superpacket: packets are written one by one");
+    }
+    let mut bytes = parts.collect::<Vec<_>>().concat();
+    let mut sent = Ok(());
+    let cut = split(&offload, &mut bytes, |packet| {
+        let one = write(Offload::default(), &mut std::iter::once(packet));
+        sent = std::mem::replace(&mut sent, Ok(())).and(one);
+    });
+    cut.map_err(|_| refused).and(sent)
+}
+
+fn write(
+    file: &mut File,
+    offload: Offload,
+    parts: &mut dyn Iterator<Item = &[u8]>,
+) -> io::Result<()> {
+    let head = offload.encode();
+    let mut slices = [IoSlice::new(&[]); PARTS_MAX];
+    slices[0] = IoSlice::new(&head);
+    let mut count = 1;
+    for (slot, part) in slices[1..].iter_mut().zip(parts) {
+        *slot = IoSlice::new(part);
+        count += 1;
+    }
+    file.write_vectored(&slices[..count]).map(drop)
+}
+
+/// A header, and as many packets as a superpacket may have.
+const PARTS_MAX: usize = 1 + crate::offload::PACKETS_MAX;
+
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 
@@ -68,7 +138,7 @@ fn attach(file: &File, name: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI;
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
     let fd = file.as_raw_fd();
     // SAFETY: fd is open for the call's duration, and TUNSETIFF reads and writes one ifreq, which outlives it.
@@ -82,6 +152,23 @@ fn attach(file: &File, name: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Asks the device for what it can do, and for less until it agrees.
+#[allow(unsafe_code)]
+fn offload(file: &File) -> Joins {
+    let wanted = [
+        (CHECKSUM | TSO | USO, Joins { tcp: true, udp: true }),
+        (CHECKSUM | TSO, Joins { tcp: true, udp: false }),
+        (0, Joins::default()),
+    ];
+    for (flags, joins) in wanted {
+        // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes an integer by value.
+        if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) } == 0 {
+            return joins;
+        }
+    }
+    Joins::default()
+}
+
 /// Removes a persistent device that no spec names any more.
 ///
 /// # Errors
@@ -90,8 +177,42 @@ fn attach(file: &File, name: &str) -> io::Result<()> {
 pub fn remove(name: &str) -> Result<(), ApplyError> {
     let tun = Tun::open(name)?;
     // SAFETY: TUNSETPERSIST takes an integer by value; the descriptor is open.
-    if unsafe { libc::ioctl(tun.0.as_raw_fd(), libc::TUNSETPERSIST, 0) } < 0 {
+    if unsafe { libc::ioctl(tun.file.as_raw_fd(), libc::TUNSETPERSIST, 0) } < 0 {
         return Err(ApplyError::Tun { name: name.to_owned(), source: io::Error::last_os_error() });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offload::Coalescer;
+    use crate::offload::tests::stream;
+
+    #[test]
+    fn what_is_refused_in_one_piece_is_written_packet_by_packet() {
+        let packets = stream(3, false);
+        let mut arena = packets.concat();
+        let (mut coalescer, mut at) = (Coalescer::default(), 0);
+        let all = Joins { tcp: true, udp: true };
+        for packet in &packets {
+            coalescer.push(all, &arena, at..at + packet.len());
+            at += packet.len();
+        }
+        let (mut joins, mut tried, mut written) = (all, Vec::new(), Vec::new());
+        coalescer.take(&mut arena, |offload, parts| {
+            let sent = hand_over(&mut joins, offload, parts, |offload, parts| {
+                tried.push(offload.segments);
+                if offload.segments != Segments::One {
+                    return Err(io::Error::from_raw_os_error(libc::EINVAL));
+                }
+                written.push(parts.collect::<Vec<_>>().concat());
+                Ok(())
+            });
+            assert!(sent.is_ok());
+        });
+        assert_eq!(tried, [Segments::Tcp4, Segments::One, Segments::One, Segments::One]);
+        assert_eq!(joins, Joins { tcp: false, udp: true }, "each falls back alone");
+        assert_eq!(written, packets);
+    }
 }

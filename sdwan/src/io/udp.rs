@@ -11,7 +11,7 @@ use nix::sys::socket::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::ApplyError;
-use crate::tunnel::Path;
+use crate::tunnel::{Path, Train};
 
 /// Room for bursts while the thread is busy.
 const BUFFER: usize = 4 << 20;
@@ -22,6 +22,10 @@ pub struct Udp {
     socket: UdpSocket,
     dual: bool,
     control: Vec<u8>,
+    /// Whether many datagrams are sent in one piece; off once the way out cannot do it.
+    segments: bool,
+    /// Whether many that came are read in one piece.
+    gro: bool,
 }
 
 impl Udp {
@@ -31,81 +35,136 @@ impl Udp {
     /// When the port is taken.
     pub fn bind(port: u16) -> Result<Self, ApplyError> {
         let error = |source| ApplyError::Udp { port, source };
-        let control = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo);
+        let control = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo, i32, i32, i32);
+        let new = |(socket, gro), dual| Self { socket, dual, control, segments: true, gro };
         match open(Domain::IPV6, SocketAddr::from(([0u16; 8], port))) {
-            Ok(socket) => Ok(Self { socket, dual: true, control }),
+            Ok(opened) => Ok(new(opened, true)),
             Err(e)
                 if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
             {
-                let socket =
+                let opened =
                     open(Domain::IPV4, SocketAddr::from(([0, 0, 0, 0], port))).map_err(error)?;
-                Ok(Self { socket, dual: false, control })
+                Ok(new(opened, false))
             }
             Err(e) => Err(error(e)),
         }
     }
 
-    /// Reads one datagram: its length, who sent it, and to which address of this host.
+    /// Whether datagrams are sent in one piece.
+    pub fn sends_trains(&self) -> bool {
+        self.segments
+    }
+
+    /// Whether datagrams are received in one piece.
+    pub fn receives_trains(&self) -> bool {
+        self.gro
+    }
+
+    /// Reads datagrams of one sender in one piece (UDP_GRO of udp(7)), or one.
     ///
     /// # Errors
     /// `WouldBlock` when there is none.
-    pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Path)> {
+    pub fn receive<'b>(&mut self, buffer: &'b mut [u8]) -> io::Result<Train<'b>> {
         let mut parts = [IoSliceMut::new(buffer)];
         let (fd, flags) = (self.socket.as_raw_fd(), MsgFlags::empty());
         let got = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut self.control), flags)?;
-        let local = got.cmsgs()?.find_map(|c| match c {
-            ControlMessageOwned::Ipv6PacketInfo(i) => {
-                Some(Ipv6Addr::from(i.ipi6_addr.s6_addr).to_canonical())
+        let (mut local, mut class, mut size) = (None, 0, got.bytes);
+        for control in got.cmsgs()? {
+            match control {
+                ControlMessageOwned::Ipv6PacketInfo(i) => {
+                    local = Some(Ipv6Addr::from(i.ipi6_addr.s6_addr).to_canonical());
+                }
+                ControlMessageOwned::Ipv4PacketInfo(i) => {
+                    local.get_or_insert(Ipv4Addr::from(i.ipi_addr.s_addr.to_ne_bytes()).into());
+                }
+                ControlMessageOwned::Ipv4Tos(tos) => class = tos,
+                ControlMessageOwned::Ipv6TClass(tc) => class = u8::try_from(tc).unwrap_or(0),
+                ControlMessageOwned::UdpGroSegments(each) => {
+                    size = usize::try_from(each).unwrap_or(size);
+                }
+                _ => {}
             }
-            ControlMessageOwned::Ipv4PacketInfo(i) => {
-                Some(Ipv4Addr::from(i.ipi_addr.s_addr.to_ne_bytes()).into())
-            }
-            _ => None,
-        });
+        }
         let from = got.address.and_then(|a| {
             let v4 = a.as_sockaddr_in().map(|a| SocketAddr::from((a.ip(), a.port())));
             v4.or_else(|| a.as_sockaddr_in6().map(|a| (a.ip().to_canonical(), a.port()).into()))
         });
         let remote = from.ok_or_else(|| io::Error::other("a datagram from nowhere"))?;
-        Ok((got.bytes, Path { remote, local }))
+        let length = got.bytes;
+        Ok(Train { path: Path { remote, local }, bytes: &buffer[..length], size, class })
     }
 
-    /// Sends one datagram.
+    /// Sends datagrams in one piece (UDP_SEGMENT of udp(7)) where that can be done, else one by one.
     ///
     /// # Errors
-    /// When the kernel does not take it.
-    pub fn send(&self, bytes: &[u8], to: Path) -> io::Result<()> {
+    /// When the kernel does not take them.
+    pub fn send(&mut self, train: &Train<'_>) -> io::Result<()> {
+        if train.bytes.len() <= train.size {
+            return self.send_once(train, None);
+        }
+        if self.segments {
+            let size = u16::try_from(train.size).ok();
+            match self.send_once(train, size) {
+                // The way out cannot compute checksums, so that it never will.
+                Err(e) if e.raw_os_error() == Some(libc::EIO) => {
+                    self.segments = false;
+                    tracing::info!("datagrams are sent one by one: the way out takes no trains");
+                }
+                // The way to this peer has a smaller MTU: these datagrams must be fragmented, which trains are not.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => {}
+                done => return done,
+            }
+        }
+        for bytes in train.datagrams() {
+            self.send_once(&Train { bytes, size: bytes.len(), ..*train }, None)?;
+        }
+        Ok(())
+    }
+
+    fn send_once(&self, train: &Train<'_>, segment: Option<u16>) -> io::Result<()> {
+        let Path { remote, local } = train.path;
         let mapped = |v4: Ipv4Addr| IpAddr::V6(v4.to_ipv6_mapped());
-        let ip = match to.remote.ip() {
+        let ip = match remote.ip() {
             IpAddr::V4(v4) if self.dual => mapped(v4),
             ip => ip,
         };
-        let remote = SocketAddr::new(ip, to.remote.port());
-        let send = |control: &[ControlMessage<'_>]| {
-            let (fd, flags) = (self.socket.as_raw_fd(), MsgFlags::empty());
-            let to = SockaddrStorage::from(remote);
-            sendmsg(fd, &[IoSlice::new(bytes)], control, flags, Some(&to)).map(drop)
-        };
-        let sent = match to.local {
-            None => return self.socket.send_to(bytes, remote).map(drop),
-            Some(IpAddr::V4(v4)) if !self.dual => {
-                let addr = |octets| libc::in_addr { s_addr: u32::from_ne_bytes(octets) };
-                let (source, none) = (addr(v4.octets()), addr([0; 4]));
-                let info =
-                    libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: none };
-                send(&[ControlMessage::Ipv4PacketInfo(&info)])
+        let to = SockaddrStorage::from(SocketAddr::new(ip, remote.port()));
+        let v4 = local.and_then(|ip| match ip {
+            IpAddr::V4(v4) if !self.dual => Some(libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr { s_addr: u32::from_ne_bytes(v4.octets()) },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            }),
+            _ => None,
+        });
+        let v6 = local.filter(|_| v4.is_none()).map(|ip| {
+            let v6 = match ip {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+                IpAddr::V6(v6) => v6,
+            };
+            libc::in6_pktinfo {
+                ipi6_addr: libc::in6_addr { s6_addr: v6.octets() },
+                ipi6_ifindex: 0,
             }
-            Some(local) => {
-                let v6 = match local {
-                    IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-                    IpAddr::V6(v6) => v6,
-                };
-                let address = libc::in6_addr { s6_addr: v6.octets() };
-                let info = libc::in6_pktinfo { ipi6_addr: address, ipi6_ifindex: 0 };
-                send(&[ControlMessage::Ipv6PacketInfo(&info)])
-            }
-        };
-        sent.map_err(Into::into)
+        });
+        // Which of the two a packet has is a matter of its family, not of the socket's.
+        let class = (i32::from(train.class), train.class);
+        let mut control: [Option<ControlMessage<'_>>; 3] = [None, None, None];
+        control[0] = v4.as_ref().map(ControlMessage::Ipv4PacketInfo);
+        if control[0].is_none() {
+            control[0] = v6.as_ref().map(ControlMessage::Ipv6PacketInfo);
+        }
+        if train.class != 0 {
+            control[1] = Some(match remote.ip() {
+                IpAddr::V4(_) => ControlMessage::Ipv4Tos(&class.1),
+                IpAddr::V6(_) => ControlMessage::Ipv6TClass(&class.0),
+            });
+        }
+        control[2] = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+        let control: Vec<ControlMessage<'_>> = control.into_iter().flatten().collect();
+        let (fd, flags) = (self.socket.as_raw_fd(), MsgFlags::empty());
+        sendmsg(fd, &[IoSlice::new(train.bytes)], &control, flags, Some(&to)).map(drop)?;
+        Ok(())
     }
 }
 
@@ -123,7 +182,8 @@ impl AsFd for Udp {
     }
 }
 
-fn open(domain: Domain, at: SocketAddr) -> io::Result<UdpSocket> {
+/// Opens the socket, and says whether it receives trains.
+fn open(domain: Domain, at: SocketAddr) -> io::Result<(UdpSocket, bool)> {
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
     if at.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
         socket.set_only_v6(false)?;
@@ -131,12 +191,18 @@ fn open(domain: Domain, at: SocketAddr) -> io::Result<UdpSocket> {
     } else {
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
     }
+    // Where these are not known, datagrams come one by one, and marks of congestion are lost.
+    let gro = setsockopt(&socket, sockopt::UdpGroSegment, &true).is_ok();
+    let _ = setsockopt(&socket, sockopt::IpRecvTos, &true);
+    if at.is_ipv6() {
+        let _ = setsockopt(&socket, sockopt::Ipv6RecvTClass, &true);
+    }
     // The kernel may give less; that costs packets under load, not correctness.
     let _ = socket.set_recv_buffer_size(BUFFER);
     let _ = socket.set_send_buffer_size(BUFFER);
     socket.set_nonblocking(true)?;
     socket.bind(&at.into())?;
-    Ok(socket.into())
+    Ok((socket.into(), gro))
 }
 
 #[cfg(test)]
@@ -146,7 +212,7 @@ mod tests {
     fn receive(udp: &mut Udp, buffer: &mut [u8]) -> Path {
         for _ in 0..200 {
             match udp.receive(buffer) {
-                Ok((_, path)) => return path,
+                Ok(train) => return train.path,
                 Err(_) => std::thread::sleep(std::time::Duration::from_millis(5)),
             }
         }
@@ -164,11 +230,11 @@ mod tests {
             peer.send_to(b"hello", (called, port)).unwrap();
             let path = receive(&mut udp, &mut buffer);
             assert_eq!(path, Path { remote: peer.local_addr().unwrap(), local: Some(called) });
-            udp.send(b"back", path).unwrap();
+            udp.send(&Train::one(path, b"back")).unwrap();
             assert_eq!(peer.recv_from(&mut buffer).unwrap().1, (called, port).into());
         }
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
         let gone = Path { remote: peer.local_addr().unwrap(), local: Some([192, 0, 2, 7].into()) };
-        assert!(is_gone(&udp.send(b"back", gone).unwrap_err()));
+        assert!(is_gone(&udp.send(&Train::one(gone, b"back")).unwrap_err()));
     }
 }

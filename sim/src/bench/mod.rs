@@ -7,9 +7,11 @@
 //! | [`observer`], [`responder`] | who asks and who answers, in hosts |
 //! | `skein`, `keepalived` | what is done to whom |
 //! | [`consensus`] | Skein's log beside etcd's |
+//! | [`dataplane`] | Skein's tunnel beside others' |
 //! | [`footprint`] | what idle daemons cost |
 
 pub mod consensus;
+pub mod dataplane;
 pub mod footprint;
 mod keepalived;
 pub(crate) mod lab;
@@ -50,6 +52,8 @@ pub enum Bench {
     Failover(FailoverArgs),
     /// How many puts and linearizable reads Skein's consensus answers, and how long a killed leader is missed, beside etcd.
     Consensus(consensus::ConsensusArgs),
+    /// How much a tunnel carries, what that costs, and how long a ping takes, beside wireguard-go and boringtun-cli.
+    Dataplane(dataplane::DataplaneArgs),
     /// How long daemons take to join, and what they cost when nothing happens.
     Footprint(footprint::FootprintArgs),
 }
@@ -99,6 +103,7 @@ pub fn run(name: &str, bench: &Bench) -> Result<u8, String> {
     match bench {
         Bench::Failover(args) => failover(name, args),
         Bench::Consensus(args) => consensus::run(args),
+        Bench::Dataplane(args) => dataplane::run(name, args),
         Bench::Footprint(args) => footprint::run(name, args),
     }
 }

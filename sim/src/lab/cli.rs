@@ -4,6 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use nix::unistd::geteuid;
 
 use super::chaos::ChaosArgs;
+use super::peers::Wanted;
 use super::store::{self, HostRecord, Lab};
 use super::{Result, chaos, down, faults, fleet, host, peers, refusal, runtime, say, status, up};
 use crate::bench::Bench;
@@ -176,7 +177,13 @@ pub fn needs(args: &LabArgs) -> std::result::Result<u8, String> {
     };
     match &args.verb {
         Verb::Bench(Bench::Failover(_)) => needs.push("bench"),
-        Verb::Bench(Bench::Consensus(_)) if peers::needs_go()? => needs.push("etcd"),
+        Verb::Bench(Bench::Consensus(_)) if peers::needs_go(Wanted::Etcd)? => needs.push("etcd"),
+        Verb::Bench(Bench::Dataplane(_)) => {
+            needs.push("tunnels");
+            if peers::needs_go(Wanted::WireguardGo)? {
+                needs.push("wireguard-go");
+            }
+        }
         _ => {}
     }
     super::print(needs.join(" "));

@@ -41,7 +41,7 @@ pub(crate) fn print(text: impl std::fmt::Display) {
 type Result<T> = std::result::Result<T, String>;
 
 /// A failure as Skein's own commands tell it.
-fn refusal(
+pub(crate) fn refusal(
     what: impl std::fmt::Display,
     why: impl std::fmt::Display,
     next: impl std::fmt::Display,

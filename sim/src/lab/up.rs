@@ -1,12 +1,13 @@
 //! From nothing to a working lab, or on from where it was interrupted. Shell.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::fleet::Progress;
 use super::store::{self, HostRecord, Lab};
 use super::{Result, faults, fleet, host, refusal, runtime, say};
+use crate::beside::beside;
 
 /// Options of `up`; what is not given is as the lab has it.
 #[derive(Debug, Args)]
@@ -44,28 +45,13 @@ impl UpArgs {
     }
 }
 
-/// Finds the daemon's binary beside this one, and refuses one of another commit; a mortal one is this very program.
+/// Finds the daemon's binary; a mortal one is this very program.
 fn skein_binary(mortal: bool) -> Result<PathBuf> {
+    if !mortal {
+        return beside("skein", "the lab was not made");
+    }
     let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
-    if mortal {
-        return runtime::as_program(&exe, "mortal", "skein");
-    }
-    let skein = exe.parent().unwrap_or(Path::new("/")).join("skein");
-    let version = super::sh(&skein.display().to_string(), &["--version"])?;
-    same_commit(&skein, &version)?;
-    Ok(skein)
-}
-
-fn same_commit(skein: &Path, version: &str) -> Result<()> {
-    if version.contains(node::COMMIT) {
-        return Ok(());
-    }
-    let (skein, version) = (skein.display(), version.trim());
-    Err(refusal(
-        "the lab was not made",
-        format!("{skein} is of another commit ({version}) than skein-sim ({})", node::COMMIT),
-        "build both: cargo build",
-    ))
+    runtime::as_program(&exe, "mortal", "skein")
 }
 
 /// Finds the folder, so that later verbs find it from wherever they are called.
@@ -196,14 +182,6 @@ fn advise(lab: &Lab) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_daemon_of_another_commit_is_refused() {
-        let skein = Path::new("/x/skein");
-        assert_eq!(same_commit(skein, &format!("skein 0.1.0 ({})", node::COMMIT)), Ok(()));
-        let why = same_commit(skein, "skein 0.1.0 (0123456789ab)").unwrap_err();
-        assert!(why.contains("0123456789ab") && why.contains("next:"), "{why}");
-    }
 
     #[test]
     fn only_options_that_are_given_are_compared() {

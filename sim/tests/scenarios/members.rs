@@ -194,6 +194,13 @@ fn the_leader_itself_may_leave() {
     let leader = lab.leader("n4");
     let address = overlay(&lab, &leader);
     lab.run(&leader, &["skein", "node", "leave"]);
+    // A new leader has heard of nobody at first; no answer says so.
+    for _ in 0..20 {
+        let status = lab.ask("n4", &["status"]).unwrap();
+        let unheard = |n: &&Value| n["state"] == "unknown";
+        let unheard = status["nodes"].as_array().into_iter().flatten().find(unheard);
+        assert_eq!(unheard, None, "{status}");
+    }
     let rest: Vec<String> = lab.hosts().into_iter().filter(|h| *h != leader).collect();
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
     wait_voters(&lab, "n4", &rest, 30);

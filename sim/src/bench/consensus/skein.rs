@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 use super::load::{Client, value};
 use super::process::{Process, free_ports, until};
 use super::{MEMBERS, Members};
+use crate::beside::beside;
 
 /// How long a call may take that only looks.
 const LOOK_MAX: Duration = Duration::from_secs(2);
@@ -42,20 +43,12 @@ fn here(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// Finds the program that has the parts to be measured: it lies beside this one.
-fn measured() -> Result<PathBuf, String> {
-    let exe = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
-    let beside = exe.with_file_name("skein-bench");
-    let missing = || format!("{} is missing: cargo build --release -p sim", beside.display());
-    beside.exists().then(|| beside.clone()).ok_or_else(missing)
-}
-
 impl Skein {
     /// Starts three daemons with folders in `dir`; all vote in the end.
     pub(super) async fn start(dir: &Path) -> Result<Self, String> {
         std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         let mut skein = Self {
-            exe: measured()?,
+            exe: beside("skein-bench", "nothing was measured")?,
             dir: dir.to_owned(),
             ports: free_ports()?,
             http: free_ports()?,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use sdwan::tunnel::Target;
+use sdwan::tunnel::{Output, Train};
 use sdwan::{MeshSpec, PrivateKey, PublicKey, Tunnel};
 use tokio::time::sleep;
 
@@ -133,11 +133,13 @@ impl Devices {
         for spec in specs.iter() {
             let Some(tunnel) = tunnels.get_mut(&spec.interface) else { continue };
             let port = spec.listen_port;
-            tunnel.take_output(|target, bytes| {
-                outs.push(match target {
-                    Target::Tun => Out::Up(bytes.to_vec()),
-                    Target::Udp(path) => Out::Wire(port, path.remote, bytes.to_vec()),
-                });
+            tunnel.take_output(|output| match output {
+                // Devices here take one packet at a time, so each comes in one part.
+                Output::Tun(_, parts) => outs.push(Out::Up(parts.collect::<Vec<_>>().concat())),
+                Output::Wire(train) => {
+                    let to = train.path.remote;
+                    outs.extend(train.datagrams().map(|d| Out::Wire(port, to, d.to_vec())));
+                }
             });
         }
         outs
@@ -249,7 +251,7 @@ impl World {
             let leads = |s: &&MeshSpec| s.prefixes.iter().any(|p| p.contains(&at.destination));
             let name = state.specs.iter().find(leads).map(|s| s.interface.clone());
             if let Some(tunnel) = name.and_then(|name| state.tunnels.get_mut(&name)) {
-                tunnel.handle_tun([packet], now());
+                tunnel.handle_tun(packet.to_vec().as_mut_slice(), now());
             }
         });
         self.send(number, outs);
@@ -293,7 +295,7 @@ impl World {
             let mine = state.specs.iter().find(|s| s.listen_port == port);
             let name = mine.map(|s| s.interface.clone());
             if let Some(tunnel) = name.and_then(|name| state.tunnels.get_mut(&name)) {
-                tunnel.handle_udp([(from, bytes)], now());
+                tunnel.handle_udp(Train::one(from, bytes), now());
             }
         });
         self.send(number, outs);

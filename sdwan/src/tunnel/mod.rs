@@ -1,21 +1,28 @@
 //! The tunnel's core: packets and datagrams in, packets and datagrams out, no I/O. Pure, generic over the session.
 //!
-//! Inputs are taken one batch after the other; what they produce lies in one arena until it is taken, so that a
-//! shell can send many at once.
+//! A packet's way through it is one line in each direction. Outwards: a superpacket of the device is cut, each packet sealed
+//! into the arena, and datagrams that go the same way are one train. Inwards: a train of the socket is opened, datagram by
+//! datagram, into the arena, and packets of one flow are joined to superpackets. What was produced lies in the arena until
+//! it is taken, so that a shell sends many at once.
+
+mod inbound;
+mod outbound;
+mod outbox;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::handover::Handovers;
-use crate::packet::addresses;
-use crate::routing::AllowedIps;
-use crate::session::{Addressee, Limiter, Produced, Session};
-use crate::spec::{MeshSpec, PeerSpec, PublicKey};
+pub use outbound::Superpacket;
+pub use outbox::{Output, Train};
 
-/// The most bytes that a session makes of one packet or datagram.
-const SCRATCH: usize = 65_536 + 256;
+use crate::handover::Handovers;
+use crate::offload::Joins;
+use crate::routing::AllowedIps;
+use crate::session::{Limiter, Produced, Session};
+use crate::spec::{MeshSpec, PeerSpec, PublicKey};
+use outbox::Outbox;
+
 /// boringtun's timers must be looked at this often.
 const TICK: Duration = Duration::from_millis(250);
 /// The limiter counts handshakes per second.
@@ -27,6 +34,8 @@ const INITIATION: u8 = 1;
 const RESPONSE: u8 = 2;
 const COOKIE: u8 = 3;
 const DATA: u8 = 4;
+/// Handshakes are of the class AF41 (RFC 2597), as those of the kernel's WireGuard.
+const HANDSHAKE_CLASS: u8 = 0x88;
 
 /// A way to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,15 +52,6 @@ impl From<SocketAddr> for Path {
     }
 }
 
-/// Where something produced must go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// To the wire.
-    Udp(Path),
-    /// To this host's network stack.
-    Tun,
-}
-
 /// Why packets were dropped, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drops {
@@ -65,6 +65,8 @@ pub struct Drops {
     pub spoofed: u64,
     /// No IP packet.
     pub malformed: u64,
+    /// The way was congested, and the packet's sender cannot be told otherwise (RFC 6040).
+    pub congested: u64,
 }
 
 /// How one peer stands.
@@ -93,21 +95,6 @@ struct Peer<S> {
     tx_bytes: u64,
 }
 
-/// What was produced and not taken yet.
-#[derive(Default)]
-struct Outbox {
-    arena: Vec<u8>,
-    items: Vec<(Target, Range<usize>)>,
-}
-
-impl Outbox {
-    fn push(&mut self, target: Target, bytes: &[u8]) {
-        let start = self.arena.len();
-        self.arena.extend_from_slice(bytes);
-        self.items.push((target, start..self.arena.len()));
-    }
-}
-
 /// One overlay's tunnel.
 pub struct Tunnel<S: Session> {
     generation: u64,
@@ -119,7 +106,6 @@ pub struct Tunnel<S: Session> {
     handovers: Handovers,
     next_index: u32,
     outbox: Outbox,
-    scratch: Vec<u8>,
     next_tick: Option<Instant>,
     next_limit: Option<Instant>,
     drops: Drops,
@@ -144,7 +130,6 @@ impl<S: Session> Tunnel<S> {
             handovers: Handovers::default(),
             next_index: first_index,
             outbox: Outbox::default(),
-            scratch: vec![0; SCRATCH],
             next_tick: None,
             next_limit: None,
             drops: Drops::default(),
@@ -204,107 +189,6 @@ impl<S: Session> Tunnel<S> {
         self.by_key.insert(spec.public_key, index);
     }
 
-    /// Takes packets of this host's network stack.
-    pub fn handle_tun<'p>(&mut self, packets: impl IntoIterator<Item = &'p [u8]>, now: Instant) {
-        for packet in packets {
-            let Some(at) = addresses(packet) else {
-                self.drops.malformed += 1;
-                continue;
-            };
-            let former = self.handovers.outbound(at, packet);
-            let index = former.or_else(|| self.routes.get(at.destination));
-            let peer = index.and_then(|i| self.peers.get_mut(&i));
-            let Some(peer) = peer else {
-                self.drops.unroutable += 1;
-                continue;
-            };
-            if peer.endpoint.is_none() && peer.spec.endpoints.is_empty() {
-                self.drops.no_endpoint += 1;
-                continue;
-            }
-            peer.tx_bytes += packet.len() as u64;
-            let produced = peer.session.seal(packet, &mut self.scratch, now);
-            send(&mut self.outbox, peer.endpoint, &peer.spec.endpoints, &produced);
-        }
-    }
-
-    /// Takes datagrams from the wire.
-    pub fn handle_udp<'p, P: Into<Path>>(
-        &mut self,
-        datagrams: impl IntoIterator<Item = (P, &'p [u8])>,
-        now: Instant,
-    ) {
-        for (from, wire) in datagrams {
-            let from = from.into();
-            let Some(limiter) = &mut self.limiter else {
-                return;
-            };
-            let index = match limiter.addressee(from.remote.ip(), wire, &mut self.scratch) {
-                Ok(Addressee::Key(key)) => self.by_key.get(&key).copied(),
-                Ok(Addressee::Index(index)) => Some(index),
-                Err(cookie) => {
-                    if cookie > 0 {
-                        self.outbox.push(Target::Udp(from), &self.scratch[..cookie]);
-                    }
-                    self.drops.refused += 1;
-                    continue;
-                }
-            };
-            match index.filter(|i| self.peers.contains_key(i)) {
-                Some(index) => self.open(index, from, wire, now),
-                None => self.drops.refused += 1,
-            }
-        }
-    }
-
-    fn open(&mut self, index: u32, from: Path, wire: &[u8], now: Instant) {
-        let Some(peer) = self.peers.get_mut(&index) else {
-            return;
-        };
-        // Only these prove that the peer itself is there now: an initiation may be an old one of a former life of
-        // ours, and a cookie is made from what anybody may have overheard.
-        let proof = matches!(wire.first(), Some(&(RESPONSE | DATA)));
-        let mut input = wire;
-        loop {
-            let produced = peer.session.open(Some(from.remote.ip()), input, &mut self.scratch, now);
-            let refused = match &produced {
-                Produced::Refused => true,
-                Produced::Wire(bytes) => bytes.first() == Some(&COOKIE),
-                Produced::Nothing | Produced::Plain(_) => false,
-            };
-            if proof && !refused && !input.is_empty() {
-                peer.endpoint = Some(from);
-            }
-            match produced {
-                Produced::Nothing => return,
-                Produced::Refused => {
-                    self.drops.refused += 1;
-                    return;
-                }
-                Produced::Wire(bytes) => {
-                    self.outbox.push(Target::Udp(from), bytes);
-                    input = &[];
-                }
-                Produced::Plain(packet) => {
-                    match addresses(packet) {
-                        None => self.drops.malformed += 1,
-                        Some(at)
-                            if self.routes.get(at.source) != Some(index)
-                                && !self.handovers.inbound(at, index) =>
-                        {
-                            self.drops.spoofed += 1
-                        }
-                        Some(_) => {
-                            peer.rx_bytes += packet.len() as u64;
-                            self.outbox.push(Target::Tun, packet);
-                        }
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
     /// Advances timers, if they are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.next_limit.is_some_and(|at| now >= at) {
@@ -318,15 +202,15 @@ impl<S: Session> Tunnel<S> {
         }
         self.next_tick = Some(now + TICK);
         for peer in self.peers.values_mut() {
-            let produced = peer.session.tick(&mut self.scratch, now);
-            send(&mut self.outbox, peer.endpoint, &peer.spec.endpoints, &produced);
+            let made = Made::of(&peer.session.tick(self.outbox.room(), now));
+            peer.send(made, 0, &mut self.outbox);
             // A mesh is kept warm: whoever has an address is called until it answers.
             let cold = peer.session.handshake_age().is_none() && !peer.spec.endpoints.is_empty();
             let due = peer.called.is_none_or(|at| now.saturating_duration_since(at) >= CALL);
             if cold && due && peer.spec.keepalive.is_some() {
                 peer.called = Some(now);
-                let produced = peer.session.initiate(&mut self.scratch, now);
-                send(&mut self.outbox, peer.endpoint, &peer.spec.endpoints, &produced);
+                let made = Made::of(&peer.session.initiate(self.outbox.room(), now));
+                peer.send(made, 0, &mut self.outbox);
             }
         }
     }
@@ -336,12 +220,19 @@ impl<S: Session> Tunnel<S> {
         self.next_tick
     }
 
-    /// Hands everything that was produced to `sink`, in order, and forgets it.
-    pub fn take_output(&mut self, mut sink: impl FnMut(Target, &[u8])) {
-        for (target, range) in self.outbox.items.drain(..) {
-            sink(target, &self.outbox.arena[range]);
-        }
-        self.outbox.arena.clear();
+    /// Says what the device takes in one piece; nothing, at first.
+    pub fn set_joins(&mut self, joins: Joins) {
+        self.outbox.set_joins(joins);
+    }
+
+    /// Whether what was produced should be taken before more is handed in.
+    pub fn is_full(&self) -> bool {
+        self.outbox.is_full()
+    }
+
+    /// Hands everything that was produced to `sink`, each kind in order, and forgets it.
+    pub fn take_output(&mut self, sink: impl FnMut(Output<'_>)) {
+        self.outbox.take(sink);
     }
 
     /// Forgets an address of this host that is gone: peers are answered from whichever the kernel chooses.
@@ -374,26 +265,48 @@ impl<S: Session> Tunnel<S> {
     }
 }
 
-/// Sends to where the peer was last heard; a call for it goes to all places where it may be.
-fn send(
-    outbox: &mut Outbox,
-    endpoint: Option<Path>,
-    candidates: &[SocketAddr],
-    produced: &Produced<'_>,
-) {
-    let Produced::Wire(bytes) = produced else {
-        return;
-    };
-    if let Some(at) = endpoint {
-        outbox.push(Target::Udp(at), bytes);
-    }
-    if bytes.first() == Some(&INITIATION) {
-        for at in candidates.iter().filter(|c| endpoint.is_none_or(|e| e.remote != **c)) {
-            outbox.push(Target::Udp((*at).into()), bytes);
+/// What a session made of an input, and how many bytes of the room it took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    Nothing,
+    Wire(usize),
+    Plain(usize),
+    Refused,
+}
+
+impl Made {
+    fn of(produced: &Produced<'_>) -> Self {
+        match produced {
+            Produced::Nothing => Self::Nothing,
+            Produced::Wire(bytes) => Self::Wire(bytes.len()),
+            Produced::Plain(bytes) => Self::Plain(bytes.len()),
+            Produced::Refused => Self::Refused,
         }
     }
 }
 
+impl<S> Peer<S> {
+    /// Sends what the session wrote to where the peer was last heard; a call for it goes to all places where it may be.
+    fn send(&self, made: Made, class: u8, outbox: &mut Outbox) {
+        let Made::Wire(length) = made else {
+            return;
+        };
+        let endpoint = self.endpoint;
+        let kind = outbox.written(length).first().copied();
+        let class = if kind == Some(DATA) { class } else { HANDSHAKE_CLASS };
+        let calls = kind == Some(INITIATION);
+        let others = self
+            .spec
+            .endpoints
+            .iter()
+            .filter(|c| calls && endpoint.is_none_or(|e| e.remote != **c));
+        outbox.keep_datagram(
+            length,
+            class,
+            endpoint.into_iter().chain(others.map(|at| (*at).into())),
+        );
+    }
+}
+
 #[cfg(test)]
-#[path = "tunnel_tests.rs"]
 mod tests;

@@ -1,0 +1,121 @@
+//! From the wire to the device. Pure.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use super::{COOKIE, DATA, HANDSHAKE_CLASS, Made, Path, RESPONSE, Train, Tunnel};
+use crate::packet::{addresses, mark_congestion};
+use crate::session::{Addressee, Limiter, Session};
+
+/// The two bits of a traffic class that say how congested the way is (RFC 3168, section 5).
+const ECN: u8 = 0b11;
+const CONGESTED: u8 = 0b11;
+
+/// What one train has in common.
+struct Common {
+    path: Path,
+    congested: bool,
+    now: Instant,
+    /// A source that was found to be this peer's: most packets of a train have the same.
+    checked: Option<(IpAddr, u32)>,
+}
+
+impl<S: Session> Tunnel<S> {
+    /// Takes datagrams from the wire.
+    pub fn handle_udp(&mut self, train: Train<'_>, now: Instant) {
+        let congested = train.class & ECN == CONGESTED;
+        let mut common = Common { path: train.path, congested, now, checked: None };
+        for wire in train.datagrams() {
+            self.handle_datagram(&mut common, wire);
+        }
+    }
+
+    fn handle_datagram(&mut self, common: &mut Common, wire: &[u8]) {
+        let path = common.path;
+        let Some(limiter) = &mut self.limiter else {
+            return;
+        };
+        let index = match limiter.addressee(path.remote.ip(), wire, self.outbox.room()) {
+            Ok(Addressee::Key(key)) => self.by_key.get(&key).copied(),
+            Ok(Addressee::Index(index)) => Some(index),
+            Err(cookie) => {
+                if cookie > 0 {
+                    self.outbox.keep_datagram(cookie, HANDSHAKE_CLASS, [path]);
+                }
+                self.drops.refused += 1;
+                return;
+            }
+        };
+        match index.filter(|i| self.peers.contains_key(i)) {
+            Some(index) => self.open(index, common, wire),
+            None => self.drops.refused += 1,
+        }
+    }
+
+    fn open(&mut self, index: u32, common: &mut Common, wire: &[u8]) {
+        let (path, now) = (common.path, common.now);
+        let Some(peer) = self.peers.get_mut(&index) else {
+            return;
+        };
+        // Only these prove that the peer itself is there now: an initiation may be an old one of a former life of
+        // ours, and a cookie is made from what anybody may have overheard.
+        let proof = matches!(wire.first(), Some(&(RESPONSE | DATA)));
+        let mut input = wire;
+        loop {
+            let room = self.outbox.room();
+            let made = Made::of(&peer.session.open(Some(path.remote.ip()), input, room, now));
+            let refused = match made {
+                Made::Refused => true,
+                Made::Wire(length) => self.outbox.written(length).first() == Some(&COOKIE),
+                Made::Nothing | Made::Plain(_) => false,
+            };
+            if proof && !refused && !input.is_empty() {
+                peer.endpoint = Some(path);
+            }
+            match made {
+                Made::Nothing => return,
+                Made::Refused => {
+                    self.drops.refused += 1;
+                    return;
+                }
+                Made::Wire(length) => {
+                    let kind = self.outbox.written(length).first().copied();
+                    let class = if kind == Some(DATA) { 0 } else { HANDSHAKE_CLASS };
+                    self.outbox.keep_datagram(length, class, [path]);
+                    input = &[];
+                }
+                Made::Plain(length) => {
+                    self.deliver(index, common, length);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Hands a packet to this host's stack, if it is of the peer that sent it.
+    fn deliver(&mut self, index: u32, common: &mut Common, length: usize) {
+        let packet = self.outbox.written(length);
+        let Some(at) = addresses(packet) else {
+            self.drops.malformed += 1;
+            return;
+        };
+        let known = common.checked == Some((at.source, index));
+        if !known {
+            let owner = self.routes.get(at.source) == Some(index);
+            if !owner && !self.handovers.inbound(at, index) {
+                self.drops.spoofed += 1;
+                return;
+            }
+            common.checked = Some((at.source, index));
+        }
+        // RFC 6040, figure 4: who cannot be told of congestion in another way loses the packet.
+        if common.congested && !mark_congestion(packet) {
+            self.drops.congested += 1;
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&index) {
+            peer.rx_bytes += length as u64;
+        }
+        self.outbox.keep_packet(length);
+    }
+}

@@ -1,0 +1,53 @@
+//! From the device to the wire. Pure.
+
+use std::time::Instant;
+
+use super::{Made, Tunnel};
+use crate::offload::{Offload, split};
+use crate::packet::{addresses, class};
+use crate::session::Session;
+
+/// What the device hands over: a packet, or several of one flow in one piece.
+#[derive(Debug)]
+pub struct Superpacket<'b> {
+    /// How it is to be cut.
+    pub offload: Offload,
+    /// Its bytes, which are used up when it is cut.
+    pub bytes: &'b mut [u8],
+}
+
+impl<'b> From<&'b mut [u8]> for Superpacket<'b> {
+    fn from(bytes: &'b mut [u8]) -> Self {
+        Self { offload: Offload::default(), bytes }
+    }
+}
+
+impl<S: Session> Tunnel<S> {
+    /// Takes what this host's network stack sends.
+    pub fn handle_tun<'p>(&mut self, packet: impl Into<Superpacket<'p>>, now: Instant) {
+        let Superpacket { offload, bytes } = packet.into();
+        let Some(at) = addresses(bytes) else {
+            self.drops.malformed += 1;
+            return;
+        };
+        let former = self.handovers.outbound(at, bytes);
+        let index = former.or_else(|| self.routes.get(at.destination));
+        let Some(peer) = index.and_then(|i| self.peers.get_mut(&i)) else {
+            self.drops.unroutable += 1;
+            return;
+        };
+        if peer.endpoint.is_none() && peer.spec.endpoints.is_empty() {
+            self.drops.no_endpoint += 1;
+            return;
+        }
+        let (outbox, class) = (&mut self.outbox, class(bytes));
+        let cut = split(&offload, bytes, |packet| {
+            peer.tx_bytes += packet.len() as u64;
+            let made = Made::of(&peer.session.seal(packet, outbox.room(), now));
+            peer.send(made, class, outbox);
+        });
+        if cut.is_err() {
+            self.drops.malformed += 1;
+        }
+    }
+}
