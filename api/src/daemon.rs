@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use raft_store::apply::{Change, Command, Rejection};
 use raft_store::model::{Network, NodeId, RequestId, State, UnixMillis};
 use raft_store::plan::{Health, Report};
@@ -100,6 +101,42 @@ pub struct Whereabouts {
     pub addresses: Vec<SocketAddr>,
 }
 
+/// How a peer of an overlay stands, as the answering node's data plane sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerView {
+    /// The network.
+    pub network: String,
+    /// The peer: a node, or a device.
+    pub name: String,
+    /// Its WireGuard key.
+    pub public_key: String,
+    /// Where it is reached.
+    pub endpoint: Option<SocketAddr>,
+    /// How long ago keys were agreed.
+    pub handshake_age: Option<Duration>,
+    /// Bytes of packets received from it.
+    pub received: u64,
+    /// Bytes of packets sent to it.
+    pub sent: u64,
+    /// The smoothed round trip through the tunnel.
+    pub round_trip: Option<Duration>,
+    /// How many of the last echo requests it did not answer, and how many those were.
+    pub lost: Option<(u32, u32)>,
+    /// The largest packet that passes without fragments, in bytes.
+    pub path_mtu: Option<u16>,
+}
+
+/// A packet that passed through an overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// When, in microseconds since 1970.
+    pub at_us: u64,
+    /// What it was; several of one flow may be in one piece.
+    pub bytes: Vec<u8>,
+    /// How many were missed so far.
+    pub missed: u64,
+}
+
 /// The daemon, as the services use it. Every node answers every call.
 pub trait Daemon: Send + Sync + 'static {
     /// Proposes a command through the leader.
@@ -168,6 +205,22 @@ pub trait Daemon: Send + Sync + 'static {
 
     /// Returns more lines for `/metrics`, in the text format of Prometheus.
     fn metrics(&self) -> String;
+
+    /// Returns how the peers of this node's overlays stand.
+    fn peers(&self) -> Vec<PeerView>;
+
+    /// Takes a round trip through the tunnel from this node to a peer; nothing if it was not answered.
+    fn ping(
+        &self,
+        network: &str,
+        peer: &str,
+    ) -> impl Future<Output = Result<Option<Duration>, CallError>> + Send;
+
+    /// Copies what passes through a network on this node from now on, until the stream is dropped.
+    fn capture(
+        &self,
+        network: &str,
+    ) -> impl Future<Output = Result<BoxStream<'static, Packet>, CallError>> + Send;
 }
 
 /// How long a write may take before it is answered as timed out.

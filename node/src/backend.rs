@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::daemon::{
-    CallError, Daemon, FleetView, READ_DEADLINE, Snapshot, WRITE_DEADLINE, Whereabouts,
+    CallError, Daemon, FleetView, Packet, PeerView, READ_DEADLINE, Snapshot, WRITE_DEADLINE,
+    Whereabouts,
 };
 use api::pki::Pki;
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use raft_store::apply::{Change, Command, Outcome};
 use raft_store::model::{Network, NodeId, RequestId, State, UnixMillis};
 use raft_store::plan::{Health, Report, WINDOW, quorum_needs};
@@ -20,6 +23,8 @@ use uuid::Uuid;
 use crate::env::Env;
 use crate::frames::{self, Gossip, Heard};
 use crate::leader::{LeaderHandle, proposal};
+use crate::metrics;
+use crate::overlay::{NoAnswer, OverlayHandle};
 use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
 
@@ -31,6 +36,18 @@ const UNHEARD_MAX: Duration = Duration::from_millis(600);
 const _: () = assert!(UNHEARD_MAX.as_millis() > WINDOW.as_millis());
 /// Pause between two questions while nodes are unheard.
 const UNHEARD_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why the overlay has no answer.
+fn in_words(why: NoAnswer, network: &str, peer: Option<&str>) -> String {
+    let peer = peer.map(|peer| format!("{peer} in ")).unwrap_or_default();
+    match why {
+        NoAnswer::Unknown => {
+            format!("this node's overlay does not have {peer}network {network} (yet)")
+        }
+        NoAnswer::Late => "this node's overlay does not answer; its log says why".into(),
+        NoAnswer::NoAddress => format!("{peer}network {network} has no address to be asked at"),
+    }
+}
 
 /// What the services need, put together.
 pub struct Backend<E: Env> {
@@ -50,8 +67,8 @@ pub struct Backend<E: Env> {
     pub own: OwnHandle,
     /// The fleet's key, once handed over.
     pub fleet_key: watch::Receiver<Option<FleetKey>>,
-    /// Lines for `/metrics` that the loops keep.
-    pub metrics: watch::Receiver<String>,
+    /// The overlay's agent.
+    pub overlay: OverlayHandle,
 }
 
 impl<E: Env> Backend<E> {
@@ -269,6 +286,39 @@ impl<E: Env> Daemon for Backend<E> {
     }
 
     fn metrics(&self) -> String {
-        self.metrics.borrow().clone()
+        metrics::overlay(&self.overlay.status())
+    }
+
+    fn peers(&self) -> Vec<PeerView> {
+        let of = |mesh: sdwan::MeshStatus| {
+            mesh.peers.into_iter().map(move |p| PeerView {
+                network: mesh.network.clone(),
+                name: p.name,
+                public_key: p.key.to_string(),
+                endpoint: p.endpoint,
+                handshake_age: p.handshake_age,
+                received: p.rx_bytes,
+                sent: p.tx_bytes,
+                round_trip: p.round_trip,
+                lost: p.lost,
+                path_mtu: p.path_mtu,
+            })
+        };
+        self.overlay.status().into_iter().flat_map(of).collect()
+    }
+
+    async fn ping(&self, network: &str, peer: &str) -> Result<Option<Duration>, CallError> {
+        let taken = self.overlay.ping(network, peer).await;
+        taken.map_err(|e| CallError::NotReady(in_words(e, network, Some(peer))))
+    }
+
+    async fn capture(&self, network: &str) -> Result<BoxStream<'static, Packet>, CallError> {
+        let begun = self.overlay.capture(network).await;
+        let packets = begun.map_err(|e| CallError::NotReady(in_words(e, network, None)))?;
+        let stream = futures::stream::unfold(packets, async |mut packets| {
+            let sdwan::Captured { at_us, bytes, missed } = packets.recv().await?;
+            Some((Packet { at_us, bytes, missed }, packets))
+        });
+        Ok(stream.boxed())
     }
 }

@@ -23,6 +23,7 @@ use crate::gossip::Gossiper;
 use crate::identity::{Identity, IdentityError};
 use crate::leader::{Leader, channel};
 use crate::listeners::ListenError;
+use crate::overlay::OverlayHandle;
 use crate::own::OwnHandle;
 use crate::reporter;
 use crate::transport::{NodeTransport, SharedBook};
@@ -151,10 +152,10 @@ async fn run_here<E: Env>(
     let vital = Vital { scope: &scope, fatal: &fatal };
     let gossiper = Gossiper::new(&shared, (identity.uuid(), member.node.0), &config);
     vital.spawn("gossip", gossiper.run());
-    let metrics = start_agents(&vital, shared.clone(), &identity, &config, &paths);
+    let overlay = start_agents(&vital, shared.clone(), &identity, &config, &paths);
     let watch = watch_raft(shared.clone(), fatal.clone());
     vital.spawn("raft watch", watch);
-    let backend = start_control(&vital, shared, transport, metrics);
+    let backend = start_control(&vital, shared, transport, overlay);
     let env = backend.env.clone();
     server.serve(&scope, backend, fatal.clone());
     end(&*env, &scope, &store, ended).await
@@ -215,7 +216,7 @@ fn start_control<E: Env>(
     vital: &Vital<'_>,
     shared: Shared<E>,
     transport: NodeTransport<E::Wire>,
-    metrics: watch::Receiver<String>,
+    overlay: OverlayHandle,
 ) -> Arc<Backend<E>> {
     let (leader, inbox) = channel();
     let (env, store) = (shared.env.clone(), shared.store.clone());
@@ -234,7 +235,7 @@ fn start_control<E: Env>(
         book: shared.book,
         own: shared.own,
         fleet_key: shared.fleet_key,
-        metrics,
+        overlay,
     })
 }
 
@@ -244,17 +245,17 @@ fn start_agents<E: Env>(
     identity: &Identity,
     config: &Config,
     paths: &Paths,
-) -> watch::Receiver<String> {
-    let (metrics_tx, metrics) = watch::channel(String::new());
+) -> OverlayHandle {
+    let (handle, agent_end) = crate::overlay::channel();
     let (left_tx, left) = watch::channel(false);
     let wireguard = zeroize::Zeroizing::new(*identity.wireguard());
-    let overlay = OverlayAgent::new(shared.clone(), wireguard, metrics_tx);
+    let overlay = OverlayAgent::new(shared.clone(), wireguard, agent_end);
     vital.spawn("overlay", overlay.run());
     let dir = paths.state_dir.join("k3s");
     let data_dir = config.k3s.data_dir.clone().unwrap_or_else(|| "/var/lib/rancher/k3s".into());
     vital.spawn("k3s", K3sAgent::new(shared.clone(), release(config), dir, left).run());
     vital.spawn("chores", ChoresAgent::new(shared, data_dir, left_tx).run());
-    metrics
+    handle
 }
 
 /// Opens the fleet's key once it is boxed for this node.

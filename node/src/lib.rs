@@ -8,7 +8,8 @@
 //! | [`daemon`], [`listeners`] | the wiring, and what it listens on | no |
 //! | [`leader`], [`reporter`], [`gossip`] | loops of the control plane | no |
 //! | [`agent`] | loops that make this host be what the state says | no |
-//! | [`backend`] | the daemon as the API sees it | no |
+//! | [`backend`], [`overlay`] | the daemon as the API sees it, and its way to the overlay's agent | no |
+//! | [`metrics`] | what the overlays counted, as text | yes |
 //! | [`enter`] | founding and joining a fleet | no |
 //! | [`cli`] | the command line | no |
 
@@ -25,6 +26,8 @@ pub mod gossip;
 pub mod identity;
 pub mod leader;
 pub mod listeners;
+pub mod metrics;
+pub mod overlay;
 pub mod own;
 pub mod project;
 pub mod reporter;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use api::secrets::ClusterSecrets;
 use ipnet::{IpNet, Ipv4Net};
@@ -69,7 +70,7 @@ fn handovers(state: &State, net: &Network, local: &Local<'_>) -> Vec<sdwan::Hand
     moved.flatten().collect()
 }
 
-fn peers(state: &State, net: &Network, local: &Local<'_>) -> Vec<PeerSpec> {
+fn peers(state: &State, net: &Network, local: &Local<'_>) -> Arc<[PeerSpec]> {
     let nodes = state.nodes.values().filter(|n| n.id != local.me).filter_map(|n| {
         let own = n.networks.get(&net.id)?;
         let mut allowed = vec![single(own.v6.into()), single(own.v4.into())];

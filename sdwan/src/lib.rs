@@ -3,7 +3,7 @@
 //! | module | what | pure |
 //! |---|---|---|
 //! | [`spec`] | what an overlay should look like here | yes |
-//! | [`routing`], [`packet`] | who answers for an address, addresses of a packet | yes |
+//! | [`routing`], [`packet`], `icmp` | who answers for an address, addresses of a packet, messages about the way | yes |
 //! | [`offload`] | many packets in one piece, as network cards do it | yes |
 //! | [`session`] | one WireGuard session: a port, and boringtun behind it | but for boringtun's clock |
 //! | [`tunnel`] | the core: packets and datagrams in and out, no I/O | yes |
@@ -15,6 +15,7 @@
 pub mod error;
 pub mod flows;
 mod handover;
+mod icmp;
 pub mod io;
 pub mod link;
 pub mod offload;
@@ -27,7 +28,7 @@ pub mod tunnel;
 
 pub use error::ApplyError;
 pub use flows::kill_flows;
-pub use io::Offloads;
+pub use io::{Captured, Offloads, RoundTrip};
 pub use offload::Joins;
 pub use overlay::{MeshStatus, Overlay};
 pub use spec::{Handover, InvalidKey, MeshSpec, PeerSpec, PrivateKey, PublicKey, interface_name};

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rtnetlink::Handle;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::error::ApplyError;
 use crate::io::tun::{self, Tun};
 use crate::io::udp::Udp;
-use crate::io::{Offloads, Packets, Status};
+use crate::io::{Captured, Offloads, Packets, RoundTrip, Status};
 use crate::link::netlink;
 use crate::spec::{DEVICE_PREFIX, MeshSpec};
 use crate::tunnel::{Drops, PeerStatus};
@@ -153,6 +154,23 @@ impl Overlay {
         let task = tokio::spawn(connection);
         self.netlink = Some((handle.clone(), task));
         Ok(handle)
+    }
+
+    fn network(&self, network: &str) -> Option<&Running> {
+        self.meshes.values().find(|r| r.spec.network == network)
+    }
+
+    /// Takes a round trip through the tunnel to a peer; nothing if there is none of that name. The answer is given up where the
+    /// peer has no address that could be asked.
+    pub fn ping(&self, network: &str, peer: &str) -> Option<oneshot::Receiver<RoundTrip>> {
+        let running = self.network(network)?;
+        let peer = running.spec.peers.iter().find(|p| p.name == peer)?;
+        Some(running.packets.ping(peer.public_key))
+    }
+
+    /// Copies every packet of a network to `sink` until that is closed; false if there is no such network here.
+    pub fn capture(&self, network: &str, sink: mpsc::Sender<Captured>) -> bool {
+        self.network(network).map(|running| running.packets.capture(sink)).is_some()
     }
 
     /// Returns how the overlays stand.

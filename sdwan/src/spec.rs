@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -89,8 +90,8 @@ pub struct MeshSpec {
     pub prefixes: Vec<IpNet>,
     /// VIPs that this host answers for: on the device, never chosen as a source.
     pub held: Vec<IpAddr>,
-    /// The other members.
-    pub peers: Vec<PeerSpec>,
+    /// The other members; shared, since a spec is copied and compared far more often than they change.
+    pub peers: Arc<[PeerSpec]>,
     /// Addresses that moved a moment ago, as planned: connections that were begun before stay with the former holder.
     pub handovers: Vec<Handover>,
 }

@@ -1,13 +1,16 @@
 //! Networks and plain WireGuard devices. Shell.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use raft_store::apply::Command;
-use raft_store::model::{Name, Network, OverlayAddress, PublicKey, State};
+use raft_store::model::{Name, Network, NodeId, OverlayAddress, PublicKey, State};
 use tonic::{Code, Request, Response, Status};
 
 use super::{Api, list, name};
-use crate::daemon::{Daemon, Whereabouts};
+use crate::daemon::{Daemon, Packet, PeerView, Whereabouts};
 use crate::proto;
 use crate::proto::networks_server::Networks;
 use crate::status::{detail, from_call, invalid, not_found, status};
@@ -189,6 +192,96 @@ impl<D: Daemon> Networks for Api<D> {
         let command = Command::RemoveDevice { network: name(&r.network)?, name: name(&r.name)? };
         self.propose(&request, "", command).await?;
         Ok(Response::new(proto::RemovePeerResponse {}))
+    }
+
+    async fn list_peers(
+        &self,
+        request: Request<proto::ListPeersRequest>,
+    ) -> Answer<proto::ListPeersResponse> {
+        let r = request.get_ref();
+        let state = self.daemon.state();
+        if !r.network.is_empty() {
+            find(&state, &r.network)?;
+        }
+        let wanted = |p: &PeerView| r.network.is_empty() || p.network == r.network;
+        let peers = self.daemon.peers().into_iter().filter(wanted).map(peer_state).collect();
+        let node = state.name_of(self.daemon.me());
+        Ok(Response::new(proto::ListPeersResponse { peers, node }))
+    }
+
+    async fn ping(&self, request: Request<proto::PingRequest>) -> Answer<proto::PingResponse> {
+        let r = request.get_ref();
+        let state = self.daemon.state();
+        let network = network_of(&state, self.daemon.me(), r)?;
+        let taken = self.daemon.ping(&network, &r.peer).await.map_err(from_call)?;
+        Ok(Response::new(proto::PingResponse {
+            node: state.name_of(self.daemon.me()),
+            network,
+            round_trip_us: taken.map(micros),
+        }))
+    }
+
+    type CaptureStream = BoxStream<'static, Result<proto::CapturedPacket, Status>>;
+
+    async fn capture(
+        &self,
+        request: Request<proto::CaptureRequest>,
+    ) -> Answer<Self::CaptureStream> {
+        let r = request.get_ref();
+        find(&self.daemon.state(), &r.network)?;
+        let packets = self.daemon.capture(&r.network).await.map_err(from_call)?;
+        let packets = packets.map(|Packet { at_us, bytes, missed }| {
+            Ok(proto::CapturedPacket { at_us, packet: bytes, missed })
+        });
+        Ok(Response::new(packets.boxed()))
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn peer_state(p: PeerView) -> proto::PeerState {
+    let (lost, asked) = p.lost.unwrap_or_default();
+    proto::PeerState {
+        network: p.network,
+        name: p.name,
+        public_key: p.public_key,
+        endpoint: p.endpoint.map(|at| at.to_string()).unwrap_or_default(),
+        handshake_age_s: p.handshake_age.map(|age| age.as_secs()),
+        received_bytes: p.received,
+        sent_bytes: p.sent,
+        round_trip_us: p.round_trip.map(micros),
+        lost,
+        asked,
+        path_mtu: p.path_mtu.map(u32::from),
+    }
+}
+
+/// Finds the network in which a peer is asked.
+fn network_of(state: &State, me: NodeId, r: &proto::PingRequest) -> Result<String, Status> {
+    let mine = state.nodes.get(&me).into_iter().flat_map(|n| n.networks.keys());
+    let mine = mine.filter_map(|id| state.networks.get(id));
+    let there = |n: &&Network| {
+        let device = n.devices.keys().any(|name| name.as_str() == r.peer);
+        let is_peer = |node: &raft_store::model::Node| {
+            node.name.as_str() == r.peer && node.networks.contains_key(&n.id)
+        };
+        device || state.nodes.values().any(is_peer)
+    };
+    let mine: Vec<&Network> =
+        if r.network.is_empty() { mine.collect() } else { vec![find(state, &r.network)?] };
+    let shared: Vec<&Network> = mine.into_iter().filter(there).collect();
+    match shared.as_slice() {
+        [] => Err(not_found("peer", &r.peer, &list(state.nodes.values().map(|n| &n.name)))),
+        [one] => Ok(one.name.to_string()),
+        several => {
+            let names = list(several.iter().map(|n| &n.name)).join(", ");
+            Err(invalid(
+                format!("{} was not asked", r.peer),
+                format!("it is in several networks: name one with --network: {names}"),
+            ))
+        }
     }
 }
 

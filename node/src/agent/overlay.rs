@@ -8,11 +8,13 @@ use raft_store::model::{Generation, NodeId, State, VipId};
 use raft_store::plan::PreparedVip;
 use raft_store::rt::watch;
 use raft_store::rt::{self, sleep_until, timeout};
-use sdwan::MeshSpec;
+use sdwan::{MeshSpec, MeshStatus};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Shared;
 use crate::env::{Env, Mesh};
+use crate::overlay::Ask;
 use crate::project::{Local, addresses, former_holder, lost_holders, meshes, route_clash};
 
 /// Without a change, the devices are looked at this often.
@@ -47,7 +49,8 @@ pub struct OverlayAgent<E: Env> {
     lost: BTreeSet<NodeId>,
     failure: Option<String>,
     failing_since: Option<Instant>,
-    metrics: watch::Sender<String>,
+    asks: mpsc::Receiver<Ask>,
+    status: watch::Sender<Vec<MeshStatus>>,
 }
 
 impl<E: Env> OverlayAgent<E> {
@@ -55,7 +58,7 @@ impl<E: Env> OverlayAgent<E> {
     pub fn new(
         shared: Shared<E>,
         wireguard: zeroize::Zeroizing<[u8; 32]>,
-        metrics: watch::Sender<String>,
+        (asks, status): (mpsc::Receiver<Ask>, watch::Sender<Vec<MeshStatus>>),
     ) -> Self {
         let mesh = shared.env.mesh();
         Self {
@@ -69,7 +72,8 @@ impl<E: Env> OverlayAgent<E> {
             lost: BTreeSet::new(),
             failure: None,
             failing_since: None,
-            metrics,
+            asks,
+            status,
         }
     }
 
@@ -98,14 +102,31 @@ impl<E: Env> OverlayAgent<E> {
             self.failing_since = failure.as_ref().map(|_| self.failing_since.unwrap_or(now));
             self.tell(&state, failure);
             self.cut(dead).await;
-            self.metrics.send_replace(self.mesh.metrics());
+            self.status.send_replace(self.mesh.status());
             drop(state);
             sleep_until(looked + REST).await;
             // Sooner when something changed; the period catches addresses that others removed.
             let over = self.former.values().map(|(_, until)| *until).min();
             let left = over.map(|at| at.saturating_duration_since(rt::now()));
             let wait = left.map_or(PERIOD, |left| left.min(PERIOD));
-            let _ = timeout(wait, self.shared.store.changed(applied)).await;
+            let store = self.shared.store.clone();
+            tokio::select! {
+                biased;
+                _ = timeout(wait, store.changed(applied)) => {}
+                Some(ask) = self.asks.recv() => self.answer(ask),
+            }
+        }
+    }
+
+    /// Passes a question on; who asked may have given up.
+    fn answer(&self, ask: Ask) {
+        match ask {
+            Ask::Ping { network, peer, answer } => {
+                let _ = answer.send(self.mesh.ping(&network, &peer));
+            }
+            Ask::Capture { network, sink, answer } => {
+                let _ = answer.send(self.mesh.capture(&network, sink));
+            }
         }
     }
 

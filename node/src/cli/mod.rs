@@ -7,6 +7,7 @@ mod fleet;
 mod local;
 mod node;
 mod output;
+mod peer;
 mod service;
 
 use std::path::PathBuf;
@@ -102,9 +103,13 @@ enum Command {
     /// Make and show overlay networks.
     #[command(subcommand)]
     Net(fleet::NetCommand),
-    /// Admit plain WireGuard devices.
+    /// List peers of the overlay, and admit plain WireGuard devices.
     #[command(subcommand)]
-    Peer(fleet::PeerCommand),
+    Peer(peer::PeerCommand),
+    /// Take round trips through the tunnel to a node or a device.
+    Ping(peer::PingArgs),
+    /// Write what passes inside a network, for Wireshark or tcpdump.
+    Capture(peer::CaptureArgs),
     /// Make and show clusters.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -178,7 +183,9 @@ pub async fn run(machine: &impl Linux, cli: Cli) -> Result {
         Command::Drain(args) => node::drain(global, args).await,
         Command::Undrain { node } => node::undrain(global, node).await,
         Command::Net(command) => fleet::net(global, command).await,
-        Command::Peer(command) => fleet::peer(global, command).await,
+        Command::Peer(command) => peer::peer(global, command).await,
+        Command::Ping(args) => peer::ping(global, args).await,
+        Command::Capture(args) => peer::capture(global, args).await,
         Command::Cluster(command) => cluster::run(global, command).await,
         Command::Kubeconfig(args) => cluster::kubeconfig(global, args).await,
         Command::Vip(command) => cluster::vip(global, command).await,

@@ -17,6 +17,7 @@ use raft_store::model::UnixMillis;
 use raft_store::raft::{TransportError, kind};
 use rand::TryRng as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::{Env, Files, Machine, Mesh, Message, Wire};
@@ -348,8 +349,16 @@ impl Mesh for LinuxMesh {
         sdwan::kill_flows(to).await.map_err(|e| e.to_string())
     }
 
-    fn metrics(&self) -> String {
-        metrics(&self.overlay.status())
+    fn status(&self) -> Vec<sdwan::MeshStatus> {
+        self.overlay.status()
+    }
+
+    fn ping(&self, network: &str, peer: &str) -> Option<oneshot::Receiver<sdwan::RoundTrip>> {
+        self.overlay.ping(network, peer)
+    }
+
+    fn capture(&self, network: &str, sink: mpsc::Sender<sdwan::Captured>) -> bool {
+        self.overlay.capture(network, sink)
     }
 }
 
@@ -362,57 +371,4 @@ fn in_words(error: &sdwan::ApplyError) -> String {
         _ => String::new(),
     };
     format!("{error}{holder}")
-}
-
-/// Writes what the overlays counted, each metric's lines together, as Prometheus' text format 0.0.4 wants it.
-fn metrics(meshes: &[sdwan::MeshStatus]) -> String {
-    let mut text = String::new();
-    let peers = || meshes.iter().flat_map(|m| m.peers.iter().map(move |p| (m, p)));
-    let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
-        use std::fmt::Write as _;
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(text, "{name}{{{labels}}} {value}");
-        }
-    };
-    let of_peers = |value: fn(&sdwan::PeerStatus) -> Option<u64>| -> Vec<(String, u64)> {
-        let labels = |m: &sdwan::MeshStatus, p: &sdwan::PeerStatus| {
-            format!("network=\"{}\",peer=\"{}\"", m.network, p.name)
-        };
-        peers().filter_map(|(m, p)| Some((labels(m, p), value(p)?))).collect()
-    };
-    let received = of_peers(|p| Some(p.rx_bytes));
-    family("skein_peer_received_bytes", "counter", "Bytes received from a peer.", received);
-    let sent = of_peers(|p| Some(p.tx_bytes));
-    family("skein_peer_sent_bytes", "counter", "Bytes sent to a peer.", sent);
-    let ages = of_peers(|p| p.handshake_age.map(|age| age.as_secs()));
-    let help = "Seconds since the last handshake with a peer.";
-    family("skein_peer_handshake_age_seconds", "gauge", help, ages);
-    let drops = meshes.iter().flat_map(|m| {
-        let d = &m.drops;
-        let all = [
-            ("unroutable", d.unroutable),
-            ("no_endpoint", d.no_endpoint),
-            ("refused", d.refused),
-            ("spoofed", d.spoofed),
-            ("malformed", d.malformed),
-            ("congested", d.congested),
-        ];
-        all.map(|(why, n)| (format!("network=\"{}\",reason=\"{why}\"", m.network), n))
-    });
-    let offloads = meshes.iter().flat_map(|m| {
-        let sdwan::Offloads { device, trains_sent, trains_received } = m.offloads;
-        let all = [
-            ("tso", device.tcp),
-            ("uso", device.udp),
-            ("gso", trains_sent),
-            ("gro", trains_received),
-        ];
-        all.map(|(what, on)| (format!("network=\"{}\",offload=\"{what}\"", m.network), on.into()))
-    });
-    let help = "Whether packets change hands with the kernel in one piece, by the way of doing it.";
-    family("skein_overlay_offload", "gauge", help, offloads.collect());
-    let help = "Packets that the overlay dropped, by reason.";
-    family("skein_overlay_dropped_packets", "counter", help, drops.collect());
-    text
 }

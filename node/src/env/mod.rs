@@ -23,7 +23,7 @@ use raft_store::disk::Disks;
 use raft_store::model::UnixMillis;
 use raft_store::raft::TransportError;
 use raft_store::rt::Scope;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -194,6 +194,13 @@ pub trait Mesh: Send + Sync + 'static {
         to: Vec<std::net::IpAddr>,
     ) -> impl Future<Output = Result<usize, String>> + Send;
 
-    /// Returns lines for `/metrics`.
-    fn metrics(&self) -> String;
+    /// Returns how the meshes stand.
+    fn status(&self) -> Vec<sdwan::MeshStatus>;
+
+    /// Takes a round trip through the tunnel to a peer of a network; nothing if there is no such peer. The answer is given up
+    /// where the peer has no address that could be asked.
+    fn ping(&self, network: &str, peer: &str) -> Option<oneshot::Receiver<sdwan::RoundTrip>>;
+
+    /// Copies every packet of a network to `sink` until that is closed; false if there is no such network here.
+    fn capture(&self, network: &str, sink: mpsc::Sender<sdwan::Captured>) -> bool;
 }

@@ -1,8 +1,11 @@
 //! The packet thread of one overlay: waits for TUN, UDP, timers and its mailbox, and feeds the tunnel. Shell.
 
+mod sys;
+mod tap;
 pub mod tun;
 pub mod udp;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,8 +17,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::offload::Joins;
 use crate::session::BoringSession;
-use crate::spec::MeshSpec;
+use crate::spec::{MeshSpec, PublicKey};
 use crate::tunnel::{Drops, Output, Path, PeerStatus, Train, Tunnel};
+pub use tap::Captured;
+use tap::Taps;
+use tokio::sync::oneshot;
 use tun::{SUPERPACKET_MAX, Tun};
 use udp::Udp;
 
@@ -28,6 +34,8 @@ const WAIT_MAX: Duration = Duration::from_millis(250);
 enum Mail {
     Spec(Box<MeshSpec>),
     Status(Sender<Status>),
+    Ping(PublicKey, oneshot::Sender<RoundTrip>),
+    Capture(tokio::sync::mpsc::Sender<Captured>),
     End,
 }
 
@@ -41,6 +49,9 @@ pub struct Offloads {
     /// Whether they are received as trains (UDP_GRO of udp(7)).
     pub trains_received: bool,
 }
+
+/// How long a packet took to a peer and its answer back; nothing if none came.
+pub type RoundTrip = Option<Duration>;
 
 /// How a packet thread stands.
 #[derive(Clone, Debug)]
@@ -88,6 +99,18 @@ impl Packets {
         self.post(Mail::Spec(Box::new(spec)))
     }
 
+    /// Takes a round trip to a peer; it is given up without an answer if there is no such peer, or the thread ends.
+    pub fn ping(&self, peer: PublicKey) -> oneshot::Receiver<RoundTrip> {
+        let (tx, rx) = oneshot::channel();
+        self.post(Mail::Ping(peer, tx));
+        rx
+    }
+
+    /// Copies every packet to `sink` until that is closed.
+    pub fn capture(&self, sink: tokio::sync::mpsc::Sender<Captured>) {
+        self.post(Mail::Capture(sink));
+    }
+
     /// Whether the thread is no more; only a panic ends it before this is dropped.
     pub fn ended(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
@@ -117,6 +140,8 @@ struct Loop {
     inbox: Receiver<Mail>,
     tunnel: Tunnel<BoringSession>,
     buffer: Vec<u8>,
+    pings: Vec<(PublicKey, oneshot::Sender<RoundTrip>)>,
+    taps: Taps,
 }
 
 #[expect(clippy::disallowed_methods, reason = "this thread is where packets meet the clock")]
@@ -128,7 +153,9 @@ impl Loop {
     fn new(tun: Tun, udp: Udp, wake: Arc<EventFd>, inbox: Receiver<Mail>) -> Self {
         let mut tunnel = Tunnel::default();
         tunnel.set_joins(tun.joins());
-        Self { tun, udp, wake, inbox, tunnel, buffer: vec![0; SUPERPACKET_MAX] }
+        let buffer = vec![0; SUPERPACKET_MAX];
+        let (pings, taps) = (Vec::new(), Taps::default());
+        Self { tun, udp, wake, inbox, tunnel, buffer, pings, taps }
     }
 
     fn run(mut self) {
@@ -149,6 +176,7 @@ impl Loop {
             }
             self.tunnel.handle_timeout(now());
             self.flush();
+            self.answer_pings();
         }
     }
 
@@ -177,10 +205,35 @@ impl Loop {
                 Mail::Status(answer) => {
                     let _ = answer.send(self.status());
                 }
+                Mail::Ping(peer, answer) => {
+                    // How a round ended that was not asked for is no answer.
+                    let _ = self.tunnel.take_answer(&peer);
+                    if self.tunnel.ask(&peer, now()) {
+                        self.pings.push((peer, answer));
+                    }
+                }
+                Mail::Capture(sink) => self.taps.add(sink),
                 Mail::End => return false,
             }
         }
         true
+    }
+
+    fn answer_pings(&mut self) {
+        let mut ended = BTreeMap::new();
+        for (peer, _) in &self.pings {
+            ended.entry(*peer).or_insert_with(|| self.tunnel.take_answer(peer));
+        }
+        for (peer, answer) in std::mem::take(&mut self.pings) {
+            match ended.get(&peer).copied().flatten() {
+                // Who asked may have given up.
+                Some(took) => {
+                    let _ = answer.send(took);
+                }
+                None if answer.is_closed() => {}
+                None => self.pings.push((peer, answer)),
+            }
+        }
     }
 
     fn status(&self) -> Status {
@@ -192,7 +245,12 @@ impl Loop {
     fn read_tun(&mut self) {
         for _ in 0..BATCH {
             match self.tun.receive(&mut self.buffer) {
-                Ok(Some(packet)) => self.tunnel.handle_tun(packet, now()),
+                Ok(Some(packet)) => {
+                    if !self.taps.is_empty() {
+                        self.taps.copy(packet.bytes);
+                    }
+                    self.tunnel.handle_tun(packet, now());
+                }
                 Ok(None) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
                 Err(e) => {
@@ -223,12 +281,17 @@ impl Loop {
     }
 
     fn flush(&mut self) {
-        let (tun, udp) = (&mut self.tun, &mut self.udp);
+        let (tun, udp, taps) = (&mut self.tun, &mut self.udp, &mut self.taps);
         let mut gone = None;
         self.tunnel.take_output(|output| {
             // A full queue drops packets, as any link does.
             let sent = match output {
-                Output::Tun(offload, parts) => tun.send(offload, parts),
+                Output::Tun(offload, parts) => {
+                    if !taps.is_empty() {
+                        taps.copy(&parts.clone().collect::<Vec<_>>().concat());
+                    }
+                    tun.send(offload, parts)
+                }
                 Output::Wire(train) => udp.send(&train).or_else(|e| match train.path.local {
                     Some(local) if udp::is_gone(&e) => {
                         gone = Some(local);

@@ -1,10 +1,11 @@
-//! A persistent TUN device (Documentation/networking/tuntap.rst). Shell; the crate's only unsafe code.
+//! A persistent TUN device (Documentation/networking/tuntap.rst). Shell.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
+use super::sys;
 use crate::error::ApplyError;
 use crate::offload::{HEADER, Joins, Offload, Parts, Segments, split};
 use crate::tunnel::Superpacket;
@@ -43,7 +44,8 @@ impl Tun {
             io::ErrorKind::NotFound => ApplyError::NoTun,
             _ => error(e),
         })?;
-        attach(&file, name).map_err(error)?;
+        sys::attach(&file, name).map_err(error)?;
+        sys::persist(&file, true).map_err(error)?;
         let joins = offload(&file);
         Ok(Self { file, joins })
     }
@@ -127,60 +129,25 @@ impl AsFd for Tun {
     }
 }
 
-#[allow(unsafe_code)]
-fn attach(file: &File, name: &str) -> io::Result<()> {
-    let bytes = name.as_bytes();
-    if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the device's name is too long"));
-    }
-    // SAFETY: ifreq is plain data for which all zeroes is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
-    let fd = file.as_raw_fd();
-    // SAFETY: fd is open for the call's duration, and TUNSETIFF reads and writes one ifreq, which outlives it.
-    if unsafe { libc::ioctl(fd, libc::TUNSETIFF, &raw mut request) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: TUNSETPERSIST takes an integer by value.
-    if unsafe { libc::ioctl(fd, libc::TUNSETPERSIST, 1) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
 /// Asks the device for what it can do, and for less until it agrees.
-#[allow(unsafe_code)]
 fn offload(file: &File) -> Joins {
     let wanted = [
         (CHECKSUM | TSO | USO, Joins { tcp: true, udp: true }),
         (CHECKSUM | TSO, Joins { tcp: true, udp: false }),
         (0, Joins::default()),
     ];
-    for (flags, joins) in wanted {
-        // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes an integer by value.
-        if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) } == 0 {
-            return joins;
-        }
-    }
-    Joins::default()
+    let agreed = wanted.into_iter().find(|(flags, _)| sys::set_offload(file, *flags).is_ok());
+    agreed.map(|(_, joins)| joins).unwrap_or_default()
 }
 
 /// Removes a persistent device that no spec names any more.
 ///
 /// # Errors
 /// As [`Tun::open`].
-#[allow(unsafe_code)]
 pub fn remove(name: &str) -> Result<(), ApplyError> {
     let tun = Tun::open(name)?;
-    // SAFETY: TUNSETPERSIST takes an integer by value; the descriptor is open.
-    if unsafe { libc::ioctl(tun.file.as_raw_fd(), libc::TUNSETPERSIST, 0) } < 0 {
-        return Err(ApplyError::Tun { name: name.to_owned(), source: io::Error::last_os_error() });
-    }
-    Ok(())
+    sys::persist(&tun.file, false)
+        .map_err(|source| ApplyError::Tun { name: name.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::sys::{self, TooLarge};
 use crate::error::ApplyError;
-use crate::tunnel::{Path, Train};
+use crate::tunnel::{Kind, Path, Train};
 
 /// Room for bursts while the thread is busy.
 const BUFFER: usize = 4 << 20;
@@ -91,7 +92,8 @@ impl Udp {
         });
         let remote = from.ok_or_else(|| io::Error::other("a datagram from nowhere"))?;
         let length = got.bytes;
-        Ok(Train { path: Path { remote, local }, bytes: &buffer[..length], size, class })
+        let kind = Kind { class, whole: false };
+        Ok(Train { path: Path { remote, local }, bytes: &buffer[..length], size, kind })
     }
 
     /// Sends datagrams in one piece (UDP_SEGMENT of udp(7)) where that can be done, else one by one.
@@ -99,6 +101,16 @@ impl Udp {
     /// # Errors
     /// When the kernel does not take them.
     pub fn send(&mut self, train: &Train<'_>) -> io::Result<()> {
+        if train.kind.whole {
+            sys::set_too_large(&self.socket, self.dual, TooLarge::Lose)?;
+            let sent = self.send_fitting(train);
+            // Before the next one goes out; both were possible when the socket was opened.
+            return sys::set_too_large(&self.socket, self.dual, TooLarge::Fragment).and(sent);
+        }
+        self.send_fitting(train)
+    }
+
+    fn send_fitting(&mut self, train: &Train<'_>) -> io::Result<()> {
         if train.bytes.len() <= train.size {
             return self.send_once(train, None);
         }
@@ -148,13 +160,13 @@ impl Udp {
             }
         });
         // Which of the two a packet has is a matter of its family, not of the socket's.
-        let class = (i32::from(train.class), train.class);
+        let class = (i32::from(train.kind.class), train.kind.class);
         let mut control: [Option<ControlMessage<'_>>; 3] = [None, None, None];
         control[0] = v4.as_ref().map(ControlMessage::Ipv4PacketInfo);
         if control[0].is_none() {
             control[0] = v6.as_ref().map(ControlMessage::Ipv6PacketInfo);
         }
-        if train.class != 0 {
+        if train.kind.class != 0 {
             control[1] = Some(match remote.ip() {
                 IpAddr::V4(_) => ControlMessage::Ipv4Tos(&class.1),
                 IpAddr::V6(_) => ControlMessage::Ipv6TClass(&class.0),
@@ -202,7 +214,10 @@ fn open(domain: Domain, at: SocketAddr) -> io::Result<(UdpSocket, bool)> {
     let _ = socket.set_send_buffer_size(BUFFER);
     socket.set_nonblocking(true)?;
     socket.bind(&at.into())?;
-    Ok((socket.into(), gro))
+    let socket = UdpSocket::from(socket);
+    // As WireGuard in the kernel does it: packets may be fragmented on the way, but for those that seek its MTU.
+    sys::set_too_large(&socket, at.is_ipv6(), TooLarge::Fragment)?;
+    Ok((socket, gro))
 }
 
 #[cfg(test)]

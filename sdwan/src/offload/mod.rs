@@ -6,7 +6,7 @@ pub mod split;
 pub mod virtio;
 
 pub use coalesce::{Coalescer, Joins, PACKETS_MAX, Parts};
-pub use split::{Malformed, split};
+pub use split::{Malformed, longest, split};
 pub use virtio::{HEADER, Offload, Segments};
 
 #[cfg(test)]

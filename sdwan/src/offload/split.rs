@@ -63,6 +63,14 @@ pub fn split(
     Ok(())
 }
 
+/// Returns how long the longest packet of a superpacket is, in bytes.
+pub fn longest(offload: &Offload, packet: &[u8]) -> usize {
+    match (offload.segments, layout(offload, packet)) {
+        (Segments::One, _) | (_, Err(Malformed)) => packet.len(),
+        (_, Ok(at)) => packet.len().min(at.headers + usize::from(offload.size)),
+    }
+}
+
 /// Fills in a checksum over everything from `start`, whose field holds the pseudo-header's sum.
 fn complete(packet: &mut [u8], start: usize, offset: usize) -> Result<(), Malformed> {
     let field = start + offset;

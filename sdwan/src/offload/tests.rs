@@ -166,7 +166,7 @@ proptest! {
         if let Some(first) = bytes.first_mut() {
             *first = version;
         }
-        let mut packets = vec![bytes.clone(), bytes.clone()];
+        let mut packets = [bytes.clone(), bytes.clone()];
         if bytes.len() > 40 && version == 0x45 {
             let length = bytes.len() as u16;
             packets[1][2..4].copy_from_slice(&length.to_be_bytes());

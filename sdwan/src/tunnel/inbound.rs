@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::{COOKIE, DATA, HANDSHAKE_CLASS, Made, Path, RESPONSE, Train, Tunnel};
+use super::{COOKIE, DATA, HANDSHAKE, IDENTIFIER, Kind, Made, Path, RESPONSE, Train, Tunnel};
+use crate::icmp::read_echo;
 use crate::packet::{addresses, mark_congestion};
 use crate::session::{Addressee, Limiter, Session};
 
@@ -23,7 +24,7 @@ struct Common {
 impl<S: Session> Tunnel<S> {
     /// Takes datagrams from the wire.
     pub fn handle_udp(&mut self, train: Train<'_>, now: Instant) {
-        let congested = train.class & ECN == CONGESTED;
+        let congested = train.kind.class & ECN == CONGESTED;
         let mut common = Common { path: train.path, congested, now, checked: None };
         for wire in train.datagrams() {
             self.handle_datagram(&mut common, wire);
@@ -40,7 +41,7 @@ impl<S: Session> Tunnel<S> {
             Ok(Addressee::Index(index)) => Some(index),
             Err(cookie) => {
                 if cookie > 0 {
-                    self.outbox.keep_datagram(cookie, HANDSHAKE_CLASS, [path]);
+                    self.outbox.keep_datagram(cookie, HANDSHAKE, [path]);
                 }
                 self.drops.refused += 1;
                 return;
@@ -70,7 +71,11 @@ impl<S: Session> Tunnel<S> {
                 Made::Nothing | Made::Plain(_) => false,
             };
             if proof && !refused && !input.is_empty() {
+                let moved = peer.endpoint.is_some_and(|before| before.remote != path.remote);
                 peer.endpoint = Some(path);
+                if moved {
+                    peer.probes.begin_anew();
+                }
             }
             match made {
                 Made::Nothing => return,
@@ -80,8 +85,8 @@ impl<S: Session> Tunnel<S> {
                 }
                 Made::Wire(length) => {
                     let kind = self.outbox.written(length).first().copied();
-                    let class = if kind == Some(DATA) { 0 } else { HANDSHAKE_CLASS };
-                    self.outbox.keep_datagram(length, class, [path]);
+                    let kind = if kind == Some(DATA) { Kind::default() } else { HANDSHAKE };
+                    self.outbox.keep_datagram(length, kind, [path]);
                     input = &[];
                 }
                 Made::Plain(length) => {
@@ -107,6 +112,13 @@ impl<S: Session> Tunnel<S> {
                 return;
             }
             common.checked = Some((at.source, index));
+        }
+        let echo = read_echo(packet).filter(|echo| echo.identifier == IDENTIFIER);
+        if let Some((echo, peer)) = echo.zip(self.peers.get_mut(&index))
+            && self.own.contains(&at.destination)
+        {
+            peer.handle_echo(echo, at, &mut self.outbox, common.now);
+            return;
         }
         // RFC 6040, figure 4: who cannot be told of congestion in another way loses the packet.
         if common.congested && !mark_congestion(packet) {

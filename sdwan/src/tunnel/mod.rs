@@ -8,20 +8,24 @@
 mod inbound;
 mod outbound;
 mod outbox;
+mod probe;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 pub use outbound::Superpacket;
-pub use outbox::{Output, Train};
+pub use outbox::{Kind, Output, Train};
 
 use crate::handover::Handovers;
+use crate::icmp::{Echo, write_echo};
 use crate::offload::Joins;
+use crate::packet::Addresses;
 use crate::routing::AllowedIps;
 use crate::session::{Limiter, Produced, Session};
 use crate::spec::{MeshSpec, PeerSpec, PublicKey};
 use outbox::Outbox;
+use probe::{Probes, Requests};
 
 /// boringtun's timers must be looked at this often.
 const TICK: Duration = Duration::from_millis(250);
@@ -29,13 +33,19 @@ const TICK: Duration = Duration::from_millis(250);
 const LIMIT: Duration = Duration::from_secs(1);
 /// A peer without keys is called again after this time.
 const CALL: Duration = Duration::from_secs(5);
+/// Keys are no longer used after this (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
+const KEYS_MAX: Duration = Duration::from_secs(180);
+/// Names echo requests of ours, beside their mark.
+const IDENTIFIER: u16 = 0x5ce1;
+/// How long a small echo request is, in bytes; as ping(8) makes them over IPv6.
+const SMALL: usize = 104;
 /// The first byte of each message (WireGuard paper, section 5.4).
 const INITIATION: u8 = 1;
 const RESPONSE: u8 = 2;
 const COOKIE: u8 = 3;
 const DATA: u8 = 4;
 /// Handshakes are of the class AF41 (RFC 2597), as those of the kernel's WireGuard.
-const HANDSHAKE_CLASS: u8 = 0x88;
+const HANDSHAKE: Kind = Kind { class: 0x88, whole: false };
 
 /// A way to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +75,8 @@ pub struct Drops {
     pub spoofed: u64,
     /// No IP packet.
     pub malformed: u64,
+    /// The way to the peer has a smaller MTU; the sender was told.
+    pub too_big: u64,
     /// The way was congested, and the packet's sender cannot be told otherwise (RFC 6040).
     pub congested: u64,
 }
@@ -84,6 +96,12 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes of packets sent to it.
     pub tx_bytes: u64,
+    /// The smoothed round trip through the tunnel, once it answered an echo request.
+    pub round_trip: Option<Duration>,
+    /// How many of the last echo requests it did not answer, and how many those were; nothing of one that answers none.
+    pub lost: Option<(u32, u32)>,
+    /// The largest packet that passes without fragments, in bytes, once that is known.
+    pub path_mtu: Option<u16>,
 }
 
 struct Peer<S> {
@@ -91,6 +109,9 @@ struct Peer<S> {
     session: S,
     endpoint: Option<Path>,
     called: Option<Instant>,
+    probes: Probes,
+    /// Whether somebody wants a round trip to be taken now.
+    asked: bool,
     rx_bytes: u64,
     tx_bytes: u64,
 }
@@ -100,6 +121,8 @@ pub struct Tunnel<S: Session> {
     generation: u64,
     limiter: Option<S::Limiter>,
     private: Option<crate::spec::PrivateKey>,
+    own: Vec<IpAddr>,
+    mtu: u16,
     peers: BTreeMap<u32, Peer<S>>,
     by_key: BTreeMap<PublicKey, u32>,
     routes: AllowedIps<u32>,
@@ -124,6 +147,8 @@ impl<S: Session> Tunnel<S> {
             generation: 0,
             limiter: None,
             private: None,
+            own: Vec::new(),
+            mtu: 0,
             peers: BTreeMap::new(),
             by_key: BTreeMap::new(),
             routes: AllowedIps::new(),
@@ -143,6 +168,8 @@ impl<S: Session> Tunnel<S> {
             return;
         }
         self.generation = spec.generation;
+        self.own.clone_from(&spec.addresses);
+        self.mtu = spec.mtu;
         if self.private.as_ref() != Some(&spec.private_key) {
             self.private = Some(spec.private_key.clone());
             self.limiter = Some(S::limiter(&spec.private_key));
@@ -157,7 +184,10 @@ impl<S: Session> Tunnel<S> {
         self.by_key = self.peers.iter().map(|(i, p)| (p.spec.public_key, *i)).collect();
         for (key, peer) in wanted {
             match self.by_key.get(&key).and_then(|i| self.peers.get_mut(i)) {
-                Some(known) => known.spec = peer.clone(),
+                Some(known) => {
+                    known.spec = peer.clone();
+                    known.probes.set_mtu(spec.mtu);
+                }
                 None => self.add_peer(peer),
             }
         }
@@ -183,8 +213,16 @@ impl<S: Session> Tunnel<S> {
         self.next_index = (self.next_index + 1) & 0x00ff_ffff;
         let session = S::new(private, &spec.public_key, spec.keepalive, index, limiter);
         let endpoint = spec.endpoints.first().map(|at| Path::from(*at));
-        let peer =
-            Peer { spec: spec.clone(), session, endpoint, called: None, rx_bytes: 0, tx_bytes: 0 };
+        let peer = Peer {
+            spec: spec.clone(),
+            session,
+            endpoint,
+            called: None,
+            probes: Probes::new(self.mtu),
+            asked: false,
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
         self.peers.insert(index, peer);
         self.by_key.insert(spec.public_key, index);
     }
@@ -203,16 +241,35 @@ impl<S: Session> Tunnel<S> {
         self.next_tick = Some(now + TICK);
         for peer in self.peers.values_mut() {
             let made = Made::of(&peer.session.tick(self.outbox.room(), now));
-            peer.send(made, 0, &mut self.outbox);
+            peer.send(made, Kind::default(), &mut self.outbox);
+            peer.probe(&self.own, &mut self.outbox, now);
             // A mesh is kept warm: whoever has an address is called until it answers.
             let cold = peer.session.handshake_age().is_none() && !peer.spec.endpoints.is_empty();
             let due = peer.called.is_none_or(|at| now.saturating_duration_since(at) >= CALL);
             if cold && due && peer.spec.keepalive.is_some() {
                 peer.called = Some(now);
                 let made = Made::of(&peer.session.initiate(self.outbox.room(), now));
-                peer.send(made, 0, &mut self.outbox);
+                peer.send(made, Kind::default(), &mut self.outbox);
             }
         }
+    }
+
+    /// Takes a round trip to a peer soon; false if there is no such peer, or it has no address that could be asked.
+    pub fn ask(&mut self, key: &PublicKey, now: Instant) -> bool {
+        let peer = self.by_key.get(key).and_then(|index| self.peers.get_mut(index));
+        let Some(peer) = peer.filter(|p| p.whom_to_ask(&self.own).is_some()) else {
+            return false;
+        };
+        peer.asked = true;
+        peer.probes.hasten();
+        self.next_tick = Some(now);
+        true
+    }
+
+    /// Returns the round trips to a peer that ended since this was called last: nothing, or how long the last one took if it was
+    /// answered.
+    pub fn take_answer(&mut self, key: &PublicKey) -> Option<Option<Duration>> {
+        self.peers.get_mut(self.by_key.get(key)?)?.probes.take_finished()
     }
 
     /// Returns when [`Tunnel::handle_timeout`] is due.
@@ -250,6 +307,9 @@ impl<S: Session> Tunnel<S> {
             handshake_age: p.session.handshake_age(),
             rx_bytes: p.rx_bytes,
             tx_bytes: p.tx_bytes,
+            round_trip: p.probes.round_trip(),
+            lost: p.probes.lost(),
+            path_mtu: p.probes.path_mtu(),
         };
         self.peers.values().map(status).collect()
     }
@@ -285,15 +345,70 @@ impl Made {
     }
 }
 
+impl<S: Session> Peer<S> {
+    /// Sends echo requests through the tunnel, if they are due. What is never called by us is not to be woken, unless somebody asks.
+    fn probe(&mut self, own: &[IpAddr], outbox: &mut Outbox, now: Instant) {
+        let keys = self.session.handshake_age().is_some_and(|age| age < KEYS_MAX);
+        if !(self.asked || keys && self.spec.keepalive.is_some()) {
+            return;
+        }
+        let Some(at) = self.whom_to_ask(own) else {
+            return;
+        };
+        let Some(Requests { sequence, large }) = self.probes.tick(self.tx_bytes, now) else {
+            return;
+        };
+        self.asked = false;
+        let small = (sequence, SMALL, false);
+        let large = large.map(|size| (sequence.wrapping_add(1), usize::from(size), true));
+        let mut packet = [0; u16::MAX as usize];
+        for (sequence, size, whole) in std::iter::once(small).chain(large) {
+            let echo = Echo { answer: false, identifier: IDENTIFIER, sequence };
+            if let Some(length) = write_echo(&mut packet, at, echo, size) {
+                let made = Made::of(&self.session.seal(&packet[..length], outbox.room(), now));
+                self.send(made, Kind { class: 0, whole }, outbox);
+            }
+        }
+    }
+
+    /// Takes an answer to an echo request, or answers one. What answers is small: it says that the request came, and need not
+    /// fit a way back that may be narrower.
+    fn handle_echo(&mut self, echo: Echo, at: Addresses, outbox: &mut Outbox, now: Instant) {
+        if echo.answer {
+            self.probes.heard(echo.sequence, now);
+            return;
+        }
+        let back = Addresses { source: at.destination, destination: at.source };
+        let mut packet = [0; SMALL];
+        let answer = Echo { answer: true, ..echo };
+        if let Some(length) = write_echo(&mut packet, back, answer, SMALL) {
+            let made = Made::of(&self.session.seal(&packet[..length], outbox.room(), now));
+            self.send(made, Kind::default(), outbox);
+        }
+    }
+}
+
 impl<S> Peer<S> {
+    /// From which address to which a peer is asked: of one family, and its very own.
+    fn whom_to_ask(&self, own: &[IpAddr]) -> Option<Addresses> {
+        let alone = |net: &&ipnet::IpNet| net.prefix_len() == net.max_prefix_len();
+        self.spec.allowed_ips.iter().filter(alone).find_map(|net| {
+            let destination = net.addr();
+            let source = own.iter().find(|ip| ip.is_ipv4() == destination.is_ipv4())?;
+            Some(Addresses { source: *source, destination })
+        })
+    }
+
     /// Sends what the session wrote to where the peer was last heard; a call for it goes to all places where it may be.
-    fn send(&self, made: Made, class: u8, outbox: &mut Outbox) {
+    fn send(&self, made: Made, mut wanted: Kind, outbox: &mut Outbox) {
         let Made::Wire(length) = made else {
             return;
         };
         let endpoint = self.endpoint;
         let kind = outbox.written(length).first().copied();
-        let class = if kind == Some(DATA) { class } else { HANDSHAKE_CLASS };
+        if kind != Some(DATA) {
+            wanted = HANDSHAKE;
+        }
         let calls = kind == Some(INITIATION);
         let others = self
             .spec
@@ -302,7 +417,7 @@ impl<S> Peer<S> {
             .filter(|c| calls && endpoint.is_none_or(|e| e.remote != **c));
         outbox.keep_datagram(
             length,
-            class,
+            wanted,
             endpoint.into_iter().chain(others.map(|at| (*at).into())),
         );
     }

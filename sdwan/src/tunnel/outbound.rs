@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use super::{Made, Tunnel};
-use crate::offload::{Offload, split};
+use super::{Kind, Made, Tunnel};
+use crate::icmp::{may_be_fragmented, too_big};
+use crate::offload::{Offload, longest, split};
 use crate::packet::{addresses, class};
 use crate::session::Session;
 
@@ -40,11 +41,20 @@ impl<S: Session> Tunnel<S> {
             self.drops.no_endpoint += 1;
             return;
         }
-        let (outbox, class) = (&mut self.outbox, class(bytes));
+        let limit = peer.probes.limit();
+        let narrow = limit < self.mtu && longest(&offload, bytes) > usize::from(limit);
+        if narrow && !may_be_fragmented(bytes) {
+            self.drops.too_big += 1;
+            if let Some(length) = too_big(self.outbox.room(), bytes, limit) {
+                self.outbox.keep_packet(length);
+            }
+            return;
+        }
+        let (outbox, kind) = (&mut self.outbox, Kind { class: class(bytes), whole: false });
         let cut = split(&offload, bytes, |packet| {
             peer.tx_bytes += packet.len() as u64;
             let made = Made::of(&peer.session.seal(packet, outbox.room(), now));
-            peer.send(made, class, outbox);
+            peer.send(made, kind, outbox);
         });
         if cut.is_err() {
             self.drops.malformed += 1;

@@ -23,14 +23,23 @@ pub struct Train<'b> {
     pub bytes: &'b [u8],
     /// How long each is, in bytes.
     pub size: usize,
-    /// The traffic class of the packets that carry them: DSCP and ECN (RFC 2474, RFC 3168).
+    /// What is particular about the packets that carry them.
+    pub kind: Kind,
+}
+
+/// What is particular about the packets that carry datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// The traffic class: DSCP and ECN (RFC 2474, RFC 3168).
     pub class: u8,
+    /// Whether nobody on the way may fragment them.
+    pub whole: bool,
 }
 
 impl<'b> Train<'b> {
     /// Makes a train of one datagram.
     pub fn one(path: impl Into<Path>, bytes: &'b [u8]) -> Self {
-        Self { path: path.into(), bytes, size: bytes.len(), class: 0 }
+        Self { path: path.into(), bytes, size: bytes.len(), kind: Kind::default() }
     }
 
     /// Returns its datagrams.
@@ -51,16 +60,16 @@ struct Pending {
     path: Path,
     bytes: Range<usize>,
     size: usize,
-    class: u8,
+    kind: Kind,
 }
 
 impl Pending {
     /// Whether a datagram that lies behind this train may be its next one.
-    fn takes(&self, path: Path, class: u8, bytes: &Range<usize>) -> bool {
+    fn takes(&self, path: Path, kind: Kind, bytes: &Range<usize>) -> bool {
         let whole = self.bytes.len().is_multiple_of(self.size);
         whole
             && self.path == path
-            && self.class == class
+            && self.kind == kind
             && self.bytes.end == bytes.start
             && bytes.len() <= self.size
             && self.bytes.len() < self.size * TRAIN_MAX
@@ -106,19 +115,19 @@ impl Outbox {
     pub(super) fn keep_datagram(
         &mut self,
         length: usize,
-        class: u8,
+        kind: Kind,
         ways: impl IntoIterator<Item = Path>,
     ) {
         let bytes = self.used..self.used + length;
         for path in ways {
             self.used = bytes.end;
             match self.trains.last_mut() {
-                Some(last) if last.takes(path, class, &bytes) => last.bytes.end = bytes.end,
+                Some(last) if last.takes(path, kind, &bytes) => last.bytes.end = bytes.end,
                 _ => self.trains.push(Pending {
                     path,
                     bytes: bytes.clone(),
                     size: length.max(1),
-                    class,
+                    kind,
                 }),
             }
         }
@@ -134,8 +143,8 @@ impl Outbox {
     /// Hands everything over, each kind in order, and forgets it.
     pub(super) fn take(&mut self, mut sink: impl FnMut(Output<'_>)) {
         self.packets.take(&mut self.arena, |offload, parts| sink(Output::Tun(offload, parts)));
-        for Pending { path, bytes, size, class } in self.trains.drain(..) {
-            sink(Output::Wire(Train { path, bytes: &self.arena[bytes], size, class }));
+        for Pending { path, bytes, size, kind } in self.trains.drain(..) {
+            sink(Output::Wire(Train { path, bytes: &self.arena[bytes], size, kind }));
         }
         self.used = 0;
     }

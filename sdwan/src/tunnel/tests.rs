@@ -2,10 +2,13 @@
 
 use super::*;
 use crate::offload::split;
+use crate::packet::addresses;
 use crate::session::BoringSession;
 use crate::spec::PrivateKey;
 use ipnet::IpNet;
 use proptest::prelude::*;
+
+mod way;
 
 type T = Tunnel<BoringSession>;
 
@@ -43,7 +46,7 @@ fn spec(me: u8, generation: u64, peers: Vec<PeerSpec>) -> MeshSpec {
         prefixes: Vec::new(),
         held: Vec::new(),
         handovers: Vec::new(),
-        peers,
+        peers: peers.into(),
     }
 }
 

@@ -151,7 +151,7 @@ async fn lived(stage: &Stage, nodes: usize) -> Result<Life, String> {
         let joins = async move { stage.join(machine, 0, false).await };
         world.scope().spawn("join", joins);
         // A storm, though not all in the same moment.
-        sleep(Duration::from_millis(20)).await;
+        sleep(Duration::from_millis(2)).await;
     }
     until(600, "everybody has joined", || world.serving().len() == nodes).await?;
     let made_s = world.now_us() as f64 / 1e6;

@@ -20,6 +20,7 @@ use node::config::Config;
 use node::daemon::{DaemonError, Paths};
 use node::env::{Env, Machine};
 use raft_store::model::UnixMillis;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Mortal;
 use super::ledger::Ledger;
@@ -274,7 +275,15 @@ impl<M: node::env::Mesh> node::env::Mesh for Mesh<M> {
         self.inner.kill_flows(to).await
     }
 
-    fn metrics(&self) -> String {
-        self.inner.metrics()
+    fn status(&self) -> Vec<sdwan::MeshStatus> {
+        self.inner.status()
+    }
+
+    fn ping(&self, network: &str, peer: &str) -> Option<oneshot::Receiver<sdwan::RoundTrip>> {
+        self.inner.ping(network, peer)
+    }
+
+    fn capture(&self, network: &str, sink: mpsc::Sender<sdwan::Captured>) -> bool {
+        self.inner.capture(network, sink)
     }
 }

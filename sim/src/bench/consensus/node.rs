@@ -27,6 +27,7 @@ use node::whereabouts::Book;
 use raft_store::disk::Disks;
 use raft_store::model::UnixMillis;
 use raft_store::rt::Scope;
+use tokio::sync::{mpsc, oneshot};
 
 /// `skein-bench consensus-node`.
 #[derive(Debug, Args)]
@@ -79,8 +80,16 @@ impl Mesh for NoOverlay {
         Ok(0)
     }
 
-    fn metrics(&self) -> String {
-        String::new()
+    fn status(&self) -> Vec<sdwan::MeshStatus> {
+        Vec::new()
+    }
+
+    fn ping(&self, _: &str, _: &str) -> Option<oneshot::Receiver<sdwan::RoundTrip>> {
+        None
+    }
+
+    fn capture(&self, _: &str, _: mpsc::Sender<sdwan::Captured>) -> bool {
+        false
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -103,7 +104,7 @@ pub fn run(args: &OverlayArgs) -> Result<u8, String> {
 #[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 async fn change(overlay: &mut Overlay, mut spec: MeshSpec) -> Result<u8, String> {
     tokio::time::sleep(LOOK).await;
-    let peer = spec.peers.last_mut().ok_or("there is no peer to change")?;
+    let peer = Arc::make_mut(&mut spec.peers).last_mut().ok_or("there is no peer to change")?;
     peer.allowed_ips.push(IpNet::from(IpAddr::from([12, 0, 0, 1])));
     spec.generation += 1;
     let (peers, began) = (spec.peers.len(), Instant::now());

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sdwan::tunnel::{Output, Train};
 use sdwan::{MeshSpec, PrivateKey, PublicKey, Tunnel};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
 use super::life::Life;
@@ -40,6 +41,8 @@ struct State {
     tunnels: BTreeMap<String, Tunnel<PlainSession>>,
     /// How many tunnels there have been: sessions are numbered on, so that an old one is told from a new one.
     made: u32,
+    /// Who waits for a round trip, over which device to whom.
+    asked: Vec<(String, PublicKey, oneshot::Sender<sdwan::RoundTrip>)>,
     /// The machine's own key, once it is known; asked for at each look, and dear to compute.
     key: Option<(PrivateKey, PublicKey)>,
 }
@@ -53,6 +56,20 @@ impl State {
         let Some(spec) = self.specs.first() else { return };
         if self.key.as_ref().is_none_or(|(private, _)| *private != spec.private_key) {
             self.key = Some((spec.private_key.clone(), spec.private_key.public()));
+        }
+    }
+
+    /// Tells how round trips ended that were asked for.
+    fn answer(&mut self) {
+        for (interface, key, waiting) in std::mem::take(&mut self.asked) {
+            let Some(tunnel) = self.tunnels.get_mut(&interface) else { continue };
+            match tunnel.take_answer(&key) {
+                // Who asked may have given up.
+                Some(took) => {
+                    let _ = waiting.send(took);
+                }
+                None => self.asked.push((interface, key, waiting)),
+            }
         }
     }
 
@@ -173,7 +190,7 @@ impl SimMesh {
                 }
             }
             Some(Flaw::DeafReceiver) => {
-                for peer in specs.iter_mut().flat_map(|s| &mut s.peers) {
+                for peer in specs.iter_mut().flat_map(|s| Arc::make_mut(&mut s.peers)) {
                     let key = peer.public_key;
                     peer.allowed_ips
                         .retain(|net| *self.first_owners.entry(*net).or_insert(key) == key);
@@ -199,6 +216,7 @@ impl SimMesh {
                     sleep(TICK).await;
                     let outs = there.devices.drive(|state| {
                         state.tunnels.values_mut().for_each(|t| t.handle_timeout(now()));
+                        state.answer();
                     });
                     ticking.send(there.number, outs);
                 }
@@ -233,8 +251,37 @@ impl node::env::Mesh for SimMesh {
         Ok(self.machine.devices.stack.kill_flows(&to))
     }
 
-    fn metrics(&self) -> String {
-        String::new()
+    fn status(&self) -> Vec<sdwan::MeshStatus> {
+        let state = lock(&self.machine.devices.state);
+        let of = |spec: &MeshSpec| {
+            let tunnel = state.tunnels.get(&spec.interface)?;
+            Some(sdwan::MeshStatus {
+                network: spec.network.clone(),
+                interface: spec.interface.clone(),
+                peers: tunnel.peers(),
+                drops: tunnel.drops(),
+                offloads: sdwan::Offloads::default(),
+            })
+        };
+        state.specs.iter().filter_map(of).collect()
+    }
+
+    fn ping(&self, network: &str, peer: &str) -> Option<oneshot::Receiver<sdwan::RoundTrip>> {
+        let mut state = lock(&self.machine.devices.state);
+        let spec = state.specs.iter().find(|s| s.network == network)?;
+        let key = spec.peers.iter().find(|p| p.name == peer)?.public_key;
+        let interface = spec.interface.clone();
+        let (tx, rx) = oneshot::channel();
+        let tunnel = state.tunnels.get_mut(&interface)?;
+        if tunnel.ask(&key, now()) {
+            state.asked.push((interface, key, tx));
+        }
+        Some(rx)
+    }
+
+    /// Nobody looks into packets here: what arrives is judged where it arrives.
+    fn capture(&self, _: &str, _: mpsc::Sender<sdwan::Captured>) -> bool {
+        false
     }
 }
 
@@ -313,7 +360,7 @@ impl World {
             return Some(from);
         }
         let key = asking.devices.look(|specs| {
-            let peers = specs.iter().flat_map(|s| &s.peers);
+            let peers = specs.iter().flat_map(|s| s.peers.iter());
             let mut peers = peers.filter(|p| p.allowed_ips.iter().any(|net| net.contains(&to)));
             peers.next().map(|p| p.public_key)
         })??;
