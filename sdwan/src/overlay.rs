@@ -25,6 +25,7 @@ pub struct Overlay {
     /// Devices that were named by a spec; they go as soon as they are not.
     known: BTreeSet<String>,
     empty_since: Option<Instant>,
+    rekey: Option<Duration>,
     netlink: Option<(Handle, tokio::task::JoinHandle<()>)>,
 }
 
@@ -53,6 +54,13 @@ impl Overlay {
     /// Makes the handle; nothing is touched until specs come.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// As [`Self::new`], but keys are renewed after this long already.
+    pub fn with_rekey(after: Duration) -> Self {
+        let mut overlay = Self::default();
+        overlay.rekey = Some(after);
+        overlay
     }
 
     /// Makes exactly these overlays exist, with their addresses and routes. Idempotent.
@@ -115,7 +123,7 @@ impl Overlay {
             self.meshes.remove(&name);
             let tun = Tun::open(&name)?;
             let udp = Udp::bind(spec.listen_port)?;
-            let packets = Packets::start(&name, tun, udp)
+            let packets = Packets::start(&name, tun, udp, self.rekey)
                 .map_err(|source| ApplyError::Tun { name: name.clone(), source })?;
             let running = Running { spec: spec.clone(), packets };
             if !running.packets.set_spec(spec.clone()) {

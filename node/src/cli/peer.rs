@@ -192,7 +192,7 @@ pub(super) async fn ping(global: &Global, args: PingArgs) -> Result {
     }
     let why = format!("none of {} echo requests through the tunnel was answered", args.count);
     let next = format!("skein peer ls --network {}; skein node show {}", all.network, args.peer);
-    Err(detail("unreachable", format!("{} does not answer", args.peer), why, next).into())
+    Err(detail("timeout", format!("{} does not answer", args.peer), why, next).into())
 }
 
 /// Options of `skein capture`.

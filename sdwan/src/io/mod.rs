@@ -73,17 +73,19 @@ pub struct Packets {
 }
 
 impl Packets {
-    /// Starts the thread between a TUN device and a socket.
+    /// Starts the thread between a TUN device and a socket; with `rekey`, keys are renewed after that already.
     ///
     /// # Errors
     /// When the operating system gives no thread or event descriptor.
-    pub fn start(name: &str, tun: Tun, udp: Udp) -> std::io::Result<Self> {
+    pub fn start(name: &str, tun: Tun, udp: Udp, rekey: Option<Duration>) -> std::io::Result<Self> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (mail, inbox) = channel();
         let bell = wake.clone();
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || Loop::new(tun, udp, bell, inbox).run())?;
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let mut packets = Loop::new(tun, udp, bell, inbox);
+            rekey.into_iter().for_each(|after| packets.tunnel.set_rekey(after));
+            packets.run();
+        })?;
         Ok(Self { mail, wake, thread: Some(thread) })
     }
 

@@ -131,6 +131,7 @@ pub struct Tunnel<S: Session> {
     outbox: Outbox,
     next_tick: Option<Instant>,
     next_limit: Option<Instant>,
+    rekey: Option<Duration>,
     drops: Drops,
 }
 
@@ -157,6 +158,7 @@ impl<S: Session> Tunnel<S> {
             outbox: Outbox::default(),
             next_tick: None,
             next_limit: None,
+            rekey: None,
             drops: Drops::default(),
         }
     }
@@ -227,6 +229,11 @@ impl<S: Session> Tunnel<S> {
         self.by_key.insert(spec.public_key, index);
     }
 
+    /// Renews keys after this already; otherwise after 120 s (REKEY_AFTER_TIME of the WireGuard paper, section 6.1).
+    pub fn set_rekey(&mut self, after: Duration) {
+        self.rekey = Some(after);
+    }
+
     /// Advances timers, if they are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.next_limit.is_some_and(|at| now >= at) {
@@ -244,9 +251,13 @@ impl<S: Session> Tunnel<S> {
             peer.send(made, Kind::default(), &mut self.outbox);
             peer.probe(&self.own, &mut self.outbox, now);
             // A mesh is kept warm: whoever has an address is called until it answers.
-            let cold = peer.session.handshake_age().is_none() && !peer.spec.endpoints.is_empty();
-            let due = peer.called.is_none_or(|at| now.saturating_duration_since(at) >= CALL);
-            if cold && due && peer.spec.keepalive.is_some() {
+            let wanted = match peer.session.handshake_age() {
+                None => !peer.spec.endpoints.is_empty(),
+                Some(age) => self.rekey.is_some_and(|after| age >= after),
+            };
+            let pause = self.rekey.unwrap_or(CALL).min(CALL);
+            let due = peer.called.is_none_or(|at| now.saturating_duration_since(at) >= pause);
+            if wanted && due && peer.spec.keepalive.is_some() {
                 peer.called = Some(now);
                 let made = Made::of(&peer.session.initiate(self.outbox.room(), now));
                 peer.send(made, Kind::default(), &mut self.outbox);

@@ -54,6 +54,8 @@ pub enum Bench {
     Consensus(consensus::ConsensusArgs),
     /// How much a tunnel carries, what that costs, and how long a ping takes, beside wireguard-go and boringtun-cli.
     Dataplane(dataplane::DataplaneArgs),
+    /// Whether Skein's tunnel and wireguard-go understand each other: content over IPv4 and IPv6, both ways, while keys change.
+    Interop,
     /// How long daemons take to join, and what they cost when nothing happens.
     Footprint(footprint::FootprintArgs),
 }
@@ -104,6 +106,7 @@ pub fn run(name: &str, bench: &Bench) -> Result<u8, String> {
         Bench::Failover(args) => failover(name, args),
         Bench::Consensus(args) => consensus::run(args),
         Bench::Dataplane(args) => dataplane::run(name, args),
+        Bench::Interop => dataplane::interop::run(name),
         Bench::Footprint(args) => footprint::run(name, args),
     }
 }

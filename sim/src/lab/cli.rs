@@ -178,7 +178,7 @@ pub fn needs(args: &LabArgs) -> std::result::Result<u8, String> {
     match &args.verb {
         Verb::Bench(Bench::Failover(_)) => needs.push("bench"),
         Verb::Bench(Bench::Consensus(_)) if peers::needs_go(Wanted::Etcd)? => needs.push("etcd"),
-        Verb::Bench(Bench::Dataplane(_)) => {
+        Verb::Bench(Bench::Dataplane(_) | Bench::Interop) => {
             needs.push("tunnels");
             if peers::needs_go(Wanted::WireguardGo)? {
                 needs.push("wireguard-go");

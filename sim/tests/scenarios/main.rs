@@ -31,6 +31,7 @@ mod surface;
 mod tickets;
 mod vip;
 mod voters;
+mod way;
 mod wrong_disk;
 mod wrong_host;
 mod wrong_input;

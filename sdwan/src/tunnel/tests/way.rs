@@ -130,3 +130,23 @@ fn another_programs_echo_is_the_hosts_own() {
     b.handle_tun(Superpacket { offload: Offload::default(), bytes: &mut reply.clone() }, now);
     assert_eq!(live((&mut a, &mut b), &mut now, 1, 1_500), [reply]);
 }
+
+#[test]
+fn keys_are_renewed_early_where_that_is_wanted() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    a.handle_timeout(now);
+    settle(&mut [(1, &mut a), (2, &mut b)], now);
+    let calls = |a: &mut T, at: Instant| {
+        a.handle_timeout(at);
+        produced(a).iter().filter(|(_, bytes)| bytes[0] == INITIATION).count()
+    };
+    assert_eq!(calls(&mut a, now + TICK), 0, "keys are fresh");
+    a.set_rekey(Duration::ZERO);
+    assert_eq!(calls(&mut a, now + TICK * 2), 1);
+    settle(&mut [(1, &mut a), (2, &mut b)], now);
+    let hello = packet(overlay(1), overlay(2), b"hello");
+    a.handle_tun(hello.clone().as_mut_slice(), now);
+    let delivered = settle(&mut [(1, &mut a), (2, &mut b)], now);
+    assert_eq!(delivered, vec![(2, hello)]);
+}

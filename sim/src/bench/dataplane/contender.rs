@@ -90,7 +90,8 @@ impl End {
         format!("10.99.0.{}", self.number)
     }
 
-    fn address6(&self) -> String {
+    /// The same of IPv6.
+    pub(super) fn address6(&self) -> String {
         format!("fd99::{}", self.number)
     }
 
@@ -133,6 +134,17 @@ impl<'l> Running<'l> {
         contender: Contender,
         (me, neighbours, silent): (&End, &[Neighbour<'_>], u32),
     ) -> Result<Self, String> {
+        Self::start_with(lab, programs, contender, (me, neighbours, silent), "")
+    }
+
+    /// As above; Skein gets these options, too.
+    pub(super) fn start_with(
+        lab: &'l Lab,
+        programs: &Programs,
+        contender: Contender,
+        (me, neighbours, silent): (&End, &[Neighbour<'_>], u32),
+        options: &str,
+    ) -> Result<Self, String> {
         let device = if contender == Contender::Skein { "wg-sdwan-bench0" } else { "bench0" };
         let running = Self { lab, host: me.host, device: device.into() };
         let program = programs.line(contender, device)?;
@@ -143,7 +155,7 @@ impl<'l> Running<'l> {
             let (address, address6) = (me.address(), me.address6());
             let mut line = format!(
                 "{program} overlay --interface {device} --key {KEY} --port {PORT} --mtu {MTU} \
-                 --address {address},{address6} --prefix 10.99.0.0/24,fd99::/64 --silent {silent}"
+                 --address {address},{address6} --prefix 10.99.0.0/24,fd99::/64 --silent {silent} {options}"
             );
             for n in neighbours {
                 let (key, at) = (n.end.public(), &n.end.underlay);
@@ -201,6 +213,11 @@ impl<'l> Running<'l> {
         wait("packets to pass", UP_MAX, || {
             self.lab.run(self.host, &["ping", "-c", "1", "-W", "1", address]).map(drop)
         })
+    }
+
+    /// When keys were agreed last, as WireGuard's tools tell it; not of Skein.
+    pub(super) fn latest_handshake(&self) -> Result<String, String> {
+        self.lab.run(self.host, &["wg", "show", &self.device, "latest-handshakes"])
     }
 
     /// What the kernel says of the process: `/proc/PID/stat` and `/proc/PID/status`.

@@ -40,6 +40,9 @@ pub struct OverlayArgs {
     /// So many more peers that are never heard.
     #[arg(long, default_value_t = 0)]
     silent: u32,
+    /// Renew keys after so many seconds already.
+    #[arg(long)]
+    rekey_after: Option<u64>,
     /// Change one peer among all after a second, say how long that took, and end.
     #[arg(long)]
     change: bool,
@@ -88,7 +91,8 @@ pub fn run(args: &OverlayArgs) -> Result<u8, String> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().map_err(|e| format!("no runtime: {e}"))?;
     runtime.block_on(async {
-        let mut overlay = Overlay::new();
+        let rekey = args.rekey_after.map(Duration::from_secs);
+        let mut overlay = rekey.map_or_else(Overlay::new, Overlay::with_rekey);
         overlay.apply(vec![spec.clone()]).await.map_err(|e| e.to_string())?;
         if args.change {
             return change(&mut overlay, spec).await;

@@ -89,9 +89,18 @@ pub(super) fn trips(
 }
 
 /// Sends content and compares what arrived; returns how many MiB it were.
-pub(super) fn content(lab: &Lab, from: &End, to: &End, seed: u64) -> Result<u64, String> {
+pub(super) fn content(
+    lab: &Lab,
+    from: &End,
+    to: &End,
+    (v6, seed): (bool, u64),
+) -> Result<u64, String> {
     let program = beside("skein-bench", "no content was sent")?.display().to_string();
-    let at = format!("{}:{CONTENT_PORT}", to.address());
+    let at = if v6 {
+        format!("[{}]:{CONTENT_PORT}", to.address6())
+    } else {
+        format!("{}:{CONTENT_PORT}", to.address())
+    };
     let receives = lab
         .command(&["exec", to.host, "--", &program, "receive", "--listen", &at])
         .stdout(Stdio::piped())

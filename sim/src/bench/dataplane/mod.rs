@@ -5,12 +5,14 @@
 //! | [`figures`], [`table`], [`plot`] | from others' words to ratios to verdicts, and how they are shown; pure |
 //! | `contender` | who carries packets, started and ended |
 //! | `load` | what is carried |
+//! | [`interop`] | Skein at one end, wireguard-go at the other |
 //! | [`end`], [`content`] | one end of Skein's tunnel, alone; content that is compared |
 
 pub(crate) mod contender;
 pub mod content;
 pub mod end;
 pub mod figures;
+pub mod interop;
 mod load;
 pub mod plot;
 pub mod table;
@@ -159,7 +161,7 @@ fn turn(
         turn.resident_mb[at] = figures::resident_mb(&running.process()?.1).unwrap_or_default();
     }
     for (from, to) in [(from, to), (to, from)] {
-        turn.intact_mib += load::content(lab, from, to, u64::from(number))?;
+        turn.intact_mib += load::content(lab, from, to, (false, u64::from(number)))?;
     }
     Ok(turn)
 }
