@@ -1,5 +1,4 @@
-//! Joins packets of one flow into superpackets, as a network card does (GRO), so that the kernel takes many at once.
-//! Pure; any bytes may come.
+//! Joins packets of one flow into superpackets, as a network card does (GRO). Pure; any bytes may come.
 //!
 //! Only what the kernel would cut again into the very same packets is joined, but for the identification of packets that
 //! cannot be fragmented: [`super::split`] is the inverse.

@@ -1,3 +1,5 @@
+//! Packets that are joined and cut again.
+
 use std::net::IpAddr;
 
 use proptest::prelude::*;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
@@ -49,6 +50,7 @@ pub struct BoringSession(Tunn);
 fn produced(result: TunnResult<'_>) -> Produced<'_> {
     match result {
         TunnResult::Done => Produced::Nothing,
+        TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => Produced::Stale,
         TunnResult::Err(_) => Produced::Refused,
         TunnResult::WriteToNetwork(bytes) => Produced::Wire(bytes),
         TunnResult::WriteToTunnelV4(bytes, _) | TunnResult::WriteToTunnelV6(bytes, _) => {

@@ -20,6 +20,8 @@ pub enum Produced<'o> {
     Plain(&'o [u8]),
     /// The message was refused.
     Refused,
+    /// A call of the peer was refused since it is no newer than one before: somebody repeats it, or the peer's clock went back.
+    Stale,
 }
 
 /// What a datagram is about, before it is authenticated.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::{COOKIE, DATA, HANDSHAKE, IDENTIFIER, Kind, Made, Path, RESPONSE, Train, Tunnel};
+use super::{CALL, COOKIE, DATA, HANDSHAKE, IDENTIFIER, Kind, Made, Path, RESPONSE, Train, Tunnel};
 use crate::icmp::read_echo;
 use crate::packet::{addresses, mark_congestion};
 use crate::session::{Addressee, Limiter, Session};
@@ -66,7 +66,7 @@ impl<S: Session> Tunnel<S> {
             let room = self.outbox.room();
             let made = Made::of(&peer.session.open(Some(path.remote.ip()), input, room, now));
             let refused = match made {
-                Made::Refused => true,
+                Made::Refused | Made::Stale => true,
                 Made::Wire(length) => self.outbox.written(length).first() == Some(&COOKIE),
                 Made::Nothing | Made::Plain(_) => false,
             };
@@ -81,6 +81,12 @@ impl<S: Session> Tunnel<S> {
                 Made::Nothing => return,
                 Made::Refused => {
                     self.drops.refused += 1;
+                    return;
+                }
+                // A machine whose clock went back is not heard until the clock has caught up; one that is called needs none.
+                Made::Stale => {
+                    self.drops.refused += 1;
+                    peer.call(CALL, &mut self.outbox, now);
                     return;
                 }
                 Made::Wire(length) => {

@@ -256,11 +256,8 @@ impl<S: Session> Tunnel<S> {
                 Some(age) => self.rekey.is_some_and(|after| age >= after),
             };
             let pause = self.rekey.unwrap_or(CALL).min(CALL);
-            let due = peer.called.is_none_or(|at| now.saturating_duration_since(at) >= pause);
-            if wanted && due && peer.spec.keepalive.is_some() {
-                peer.called = Some(now);
-                let made = Made::of(&peer.session.initiate(self.outbox.room(), now));
-                peer.send(made, Kind::default(), &mut self.outbox);
+            if wanted && peer.spec.keepalive.is_some() {
+                peer.call(pause, &mut self.outbox, now);
             }
         }
     }
@@ -343,6 +340,7 @@ enum Made {
     Wire(usize),
     Plain(usize),
     Refused,
+    Stale,
 }
 
 impl Made {
@@ -352,6 +350,7 @@ impl Made {
             Produced::Wire(bytes) => Self::Wire(bytes.len()),
             Produced::Plain(bytes) => Self::Plain(bytes.len()),
             Produced::Refused => Self::Refused,
+            Produced::Stale => Self::Stale,
         }
     }
 }
@@ -379,6 +378,15 @@ impl<S: Session> Peer<S> {
                 let made = Made::of(&self.session.seal(&packet[..length], outbox.room(), now));
                 self.send(made, Kind { class: 0, whole }, outbox);
             }
+        }
+    }
+
+    /// Begins a handshake, unless one was begun less than `pause` ago.
+    fn call(&mut self, pause: Duration, outbox: &mut Outbox, now: Instant) {
+        if self.called.is_none_or(|at| now.saturating_duration_since(at) >= pause) {
+            self.called = Some(now);
+            let made = Made::of(&self.session.initiate(outbox.room(), now));
+            self.send(made, Kind::default(), outbox);
         }
     }
 

@@ -320,6 +320,31 @@ fn an_initiation_is_answered_and_not_followed_whatever_the_load() {
     assert_eq!(b.peers()[0].endpoint, Some(at(1)));
 }
 
+/// A machine without a clock chip comes back with an older time: what it calls with is stale, as a repeated call is.
+#[test]
+fn who_calls_with_an_old_time_is_called_back_and_not_too_often() {
+    let now = now();
+    let (mut a, mut b) = pair(now);
+    let call = initiation(&mut a, now);
+    b.handle_udp(Train::one(at(1), call.as_slice()), now);
+    let first: Vec<_> = produced(&mut b).into_iter().map(|(_, bytes)| bytes[0]).collect();
+    assert_eq!(first, [RESPONSE]);
+    // The answer is lost, and so is all that a knew: only a call from b can help it now.
+    let mut back = T::new(500);
+    back.set_spec(&spec(1, 1, vec![PeerSpec { endpoints: Vec::new(), ..peer(2) }]), now);
+    for _ in 0..3 {
+        b.handle_udp(Train::one(at(66), call.as_slice()), now);
+    }
+    let calls = produced(&mut b);
+    let whom: Vec<_> = calls.iter().map(|(to, bytes)| (*to, bytes[0])).collect();
+    assert_eq!(whom, [(Target::Udp(at(1).into()), INITIATION)], "where it is known to be, once");
+    back.handle_udp(Train::one(at(2), calls[0].1.as_slice()), now);
+    let hello = packet(overlay(1), overlay(2), b"hello");
+    settle(&mut [(1, &mut back), (2, &mut b)], now);
+    back.handle_tun(hello.clone().as_mut_slice(), now);
+    assert_eq!(settle(&mut [(1, &mut back), (2, &mut b)], now), vec![(2, hello)]);
+}
+
 #[test]
 fn a_device_without_an_endpoint_is_reached_once_it_has_called() {
     let now = now();
