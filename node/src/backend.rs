@@ -88,8 +88,10 @@ impl<E: Env> Backend<E> {
             frames::kind::VIEW => Ok((kind, frames::encode(&self.leader.view().await))),
             frames::kind::GOSSIP => {
                 let gossip: Gossip = frames::decode(body)?;
+                let keeps = crate::gossip::keeps(&self.store);
                 let mut book = self.book.lock();
-                if book.merge(gossip.records)
+                book.retain(&keeps);
+                if book.merge(gossip.records.into_iter().filter(|r| keeps(r.uuid)))
                     && let Err(e) = book.save(self.env.files())
                 {
                     tracing::warn!(error = %e, "whereabouts could not be saved");

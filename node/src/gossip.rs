@@ -39,6 +39,17 @@ const FAN_OUT: usize = 5;
 /// What asking a node came to, and how long it took.
 type Asked<'r> = (Result<(u32, Bytes), TransportError>, &'r Record, Duration);
 
+/// Says whose whereabouts are kept: not those of removed nodes, or else fellows that still have them would bring them back, and
+/// books would differ for ever. A newcomer may be known before it is in the state that this node has.
+pub(crate) fn keeps<W: Wire>(store: &Store<NodeTransport<W>>) -> impl Fn(Uuid) -> bool {
+    let state = store.state();
+    let voters = store.status().voters.iter().copied().map(NodeId).collect();
+    move |uuid| {
+        let removed = state.fleet.is_some() && state.is_retired(uuid);
+        !removed || quorum_needs(&state, &voters, uuid)
+    }
+}
+
 /// Keeps the book of addresses.
 pub struct Gossiper<E: Env> {
     env: Arc<E>,
@@ -143,13 +154,9 @@ impl<E: Env> Gossiper<E> {
         all: bool,
     ) -> bool {
         let (records, digest, hints) = {
+            let keeps = keeps(&self.store);
             let mut book = self.book.lock();
-            let state = self.store.state();
-            if state.fleet.is_some() {
-                // A newcomer may be known here before it is in the state that this node has.
-                let voters = self.store.status().voters.iter().copied().map(NodeId).collect();
-                book.retain(|uuid| !state.is_retired(uuid) || quorum_needs(&state, &voters, uuid));
-            }
+            book.retain(keeps);
             (book.records(), book.digest(), book.hints().to_vec())
         };
         let told = if all { records.clone() } else { vec![self.me.clone()] };
@@ -235,7 +242,11 @@ impl<E: Env> Gossiper<E> {
     /// Takes in an answer; returns whether it was news, and the fingerprint of all that the other one knows.
     fn hear(&self, body: &[u8]) -> Option<(bool, u64)> {
         match frames::decode::<Gossip>(body) {
-            Ok(g) => Some((self.book.lock().merge(g.records), g.digest)),
+            Ok(g) => {
+                let keeps = keeps(&self.store);
+                let records = g.records.into_iter().filter(|r| keeps(r.uuid));
+                Some((self.book.lock().merge(records), g.digest))
+            }
             Err(e) => {
                 tracing::warn!(error = %e, "whereabouts of a peer were not understood");
                 None

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rtnetlink::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::ApplyError;
 use crate::io::tun::{self, Tun};
@@ -17,6 +17,9 @@ use crate::tunnel::{Drops, PeerStatus};
 
 /// While there is no spec at all, devices of a former daemon are left for this long: the state may be late.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long packet threads may take to say how they stand.
+const STATUS_MAX: Duration = Duration::from_millis(200);
 
 /// The overlays of this host. One task owns it.
 #[derive(Debug, Default)]
@@ -181,14 +184,18 @@ impl Overlay {
         self.network(network).map(|running| running.packets.capture(sink)).is_some()
     }
 
-    /// Returns how the overlays stand.
-    pub fn status(&self) -> Vec<MeshStatus> {
-        let status = |r: &Running| {
-            let Status { peers, drops, offloads } = r.packets.status()?;
-            let (network, interface) = (r.spec.network.clone(), r.spec.interface.clone());
-            Some(MeshStatus { network, interface, peers, drops, offloads })
-        };
-        self.meshes.values().filter_map(status).collect()
+    /// Returns how the overlays stand; one whose packet thread does not answer in time is left out.
+    pub async fn status(&self) -> Vec<MeshStatus> {
+        let asked: Vec<_> = self.meshes.values().map(|r| (&r.spec, r.packets.status())).collect();
+        let until = Instant::now() + STATUS_MAX;
+        let mut all = Vec::with_capacity(asked.len());
+        for (spec, answer) in asked {
+            if let Ok(Ok(Status { peers, drops, offloads })) = timeout_at(until, answer).await {
+                let (network, interface) = (spec.network.clone(), spec.interface.clone());
+                all.push(MeshStatus { network, interface, peers, drops, offloads });
+            }
+        }
+        all
     }
 }
 
@@ -202,7 +209,8 @@ impl Drop for Overlay {
 
 /// Tells whether the packet thread would notice a difference.
 fn same(a: &MeshSpec, b: &MeshSpec) -> bool {
-    a.peers == b.peers && a.private_key == b.private_key && a.handovers == b.handovers
+    let way = a.mtu == b.mtu && a.addresses == b.addresses;
+    way && a.peers == b.peers && a.private_key == b.private_key && a.handovers == b.handovers
 }
 
 /// The overlay devices of this network namespace, whoever made them.

@@ -73,6 +73,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("sim/src/bench/footprint/figures.rs", &[]),
     ("sim/src/bench/footprint/table.rs", &[]),
     ("sim/src/bench/plot.rs", &[]),
+    ("sim/src/bench/proc.rs", &[]),
     ("sim/src/bench/record.rs", &[]),
     ("sim/src/bench/stats.rs", &[]),
     ("sim/src/bench/table.rs", &[]),

@@ -81,6 +81,7 @@ impl<E: Env> OverlayAgent<E> {
     pub async fn run(mut self) {
         let mut applied = 0;
         let mut before: Vec<MeshSpec> = Vec::new();
+        let mut counted = None;
         loop {
             let looked = rt::now();
             let published = self.shared.store.published();
@@ -102,7 +103,11 @@ impl<E: Env> OverlayAgent<E> {
             self.failing_since = failure.as_ref().map(|_| self.failing_since.unwrap_or(now));
             self.tell(&state, failure);
             self.cut(dead).await;
-            self.status.send_replace(self.mesh.status());
+            // No more often than the period, however fast the state changes: a move must not wait for figures.
+            if counted.is_none_or(|at| rt::elapsed(at) >= PERIOD) {
+                counted = Some(rt::now());
+                self.status.send_replace(self.mesh.status().await);
+            }
             drop(state);
             sleep_until(looked + REST).await;
             // Sooner when something changed; the period catches addresses that others removed.
@@ -112,8 +117,9 @@ impl<E: Env> OverlayAgent<E> {
             let store = self.shared.store.clone();
             tokio::select! {
                 biased;
-                _ = timeout(wait, store.changed(applied)) => {}
+                // First, since commits may come without a pause; each turn looks at the state anyway.
                 Some(ask) = self.asks.recv() => self.answer(ask),
+                _ = timeout(wait, store.changed(applied)) => {}
             }
         }
     }

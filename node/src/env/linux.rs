@@ -349,8 +349,8 @@ impl Mesh for LinuxMesh {
         sdwan::kill_flows(to).await.map_err(|e| e.to_string())
     }
 
-    fn status(&self) -> Vec<sdwan::MeshStatus> {
-        self.overlay.status()
+    async fn status(&self) -> Vec<sdwan::MeshStatus> {
+        self.overlay.status().await
     }
 
     fn ping(&self, network: &str, peer: &str) -> Option<oneshot::Receiver<sdwan::RoundTrip>> {

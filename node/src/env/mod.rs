@@ -195,7 +195,7 @@ pub trait Mesh: Send + Sync + 'static {
     ) -> impl Future<Output = Result<usize, String>> + Send;
 
     /// Returns how the meshes stand.
-    fn status(&self) -> Vec<sdwan::MeshStatus>;
+    fn status(&self) -> impl Future<Output = Vec<sdwan::MeshStatus>> + Send;
 
     /// Takes a round trip through the tunnel to a peer of a network; nothing if there is no such peer. The answer is given up
     /// where the peer has no address that could be asked.

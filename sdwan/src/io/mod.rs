@@ -33,7 +33,7 @@ const WAIT_MAX: Duration = Duration::from_millis(250);
 /// What reaches the packet thread.
 enum Mail {
     Spec(Box<MeshSpec>),
-    Status(Sender<Status>),
+    Status(oneshot::Sender<Status>),
     Ping(PublicKey, oneshot::Sender<RoundTrip>),
     Capture(tokio::sync::mpsc::Sender<Captured>),
     End,
@@ -118,10 +118,11 @@ impl Packets {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Asks how things stand; nothing if the thread does not answer in time.
-    pub fn status(&self) -> Option<Status> {
-        let (tx, rx) = channel();
-        self.post(Mail::Status(tx)).then(|| rx.recv_timeout(Duration::from_millis(500)).ok())?
+    /// Asks how things stand; given up without an answer if the thread ends.
+    pub fn status(&self) -> oneshot::Receiver<Status> {
+        let (tx, rx) = oneshot::channel();
+        self.post(Mail::Status(tx));
+        rx
     }
 }
 

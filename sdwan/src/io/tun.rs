@@ -92,15 +92,16 @@ fn hand_over(
         Segments::Udp => &mut joins.udp,
         Segments::Tcp4 | Segments::Tcp6 => &mut joins.tcp,
     };
-    if std::mem::replace(joined, false) {
-        tracing::info!(error = %refused, ?offload, "the device refuses a superpacket: packets are written one by one");
-    }
     let mut bytes = parts.collect::<Vec<_>>().concat();
     let mut sent = Ok(());
     let cut = split(&offload, &mut bytes, |packet| {
         let one = write(Offload::default(), &mut std::iter::once(packet));
         sent = std::mem::replace(&mut sent, Ok(())).and(one);
     });
+    // A device that takes nothing at all, such as one that is down, says nothing about superpackets.
+    if cut.is_ok() && sent.is_ok() && std::mem::replace(joined, false) {
+        tracing::info!(error = %refused, ?offload, "the device refuses a superpacket: packets are written one by one");
+    }
     cut.map_err(|_| refused).and(sent)
 }
 
@@ -181,5 +182,17 @@ mod tests {
         assert_eq!(tried, [Segments::Tcp4, Segments::One, Segments::One, Segments::One]);
         assert_eq!(joins, Joins { tcp: false, udp: true }, "each falls back alone");
         assert_eq!(written, packets);
+        // A device that is down takes nothing, and is none that cannot join.
+        let mut at = 0;
+        for packet in &packets {
+            coalescer.push(all, &arena, at..at + packet.len());
+            at += packet.len();
+        }
+        let mut joins = all;
+        coalescer.take(&mut arena, |offload, parts| {
+            let down = || io::Error::from_raw_os_error(libc::EIO);
+            assert!(hand_over(&mut joins, offload, parts, |_, _| Err(down())).is_err());
+        });
+        assert_eq!(joins, all);
     }
 }

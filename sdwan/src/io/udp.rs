@@ -127,10 +127,12 @@ impl Udp {
                 done => return done,
             }
         }
+        let mut first = Ok(());
         for bytes in train.datagrams() {
-            self.send_once(&Train { bytes, size: bytes.len(), ..*train }, None)?;
+            let sent = self.send_once(&Train { bytes, size: bytes.len(), ..*train }, None);
+            first = first.and(sent);
         }
-        Ok(())
+        first
     }
 
     fn send_once(&self, train: &Train<'_>, segment: Option<u16>) -> io::Result<()> {

@@ -213,7 +213,10 @@ fn read(packet: &[u8]) -> Option<Reading> {
     let flow = Flow { from: at.source, to: at.destination, ports, protocol };
     let head = &packet[transport..];
     let (length, plain) = match protocol {
-        TCP if head.len() >= 20 => (usize::from(head[12] >> 4) * 4, head[13] & !PSH == ACK),
+        // Shorter headers than the least (RFC 9293, section 3.1) are no TCP.
+        TCP if head.len() >= 20 && head[12] >> 4 >= 5 => {
+            (usize::from(head[12] >> 4) * 4, head[13] & !PSH == ACK)
+        }
         UDP if head.len() >= 8 => {
             (8, usize::from(half(head, 4)) == head.len() && half(head, 6) != 0)
         }

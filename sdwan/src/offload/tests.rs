@@ -232,3 +232,25 @@ fn a_checksum_that_is_left_to_the_card_is_filled_in() {
     split(&offload, &mut packet, |p| seen.push(p.to_vec())).unwrap();
     assert_eq!(seen, [right]);
 }
+
+/// A header that claims to be shorter than TCP's least, or longer than the packet, comes from nobody but an attacker.
+#[test]
+fn a_segment_with_a_false_header_length_is_handed_on_as_it_is() {
+    for words in 0..=15u8 {
+        let mut packets = stream(2, false);
+        for p in &mut packets {
+            p[32] = words << 4;
+        }
+        // The second follows the first by the payload that they claim to have.
+        let claimed = packets[0].len() as u32 - 20 - u32::from(words) * 4;
+        let begin = u32::from_be_bytes(*packets[0][24..28].first_chunk().unwrap());
+        packets[1][24..28].copy_from_slice(&begin.wrapping_add(claimed).to_be_bytes());
+        for p in &mut packets {
+            put(p, 36, 0);
+            let sum = pseudo(p, 6, p.len() - 20).add(&p[20..]).finish();
+            put(p, 36, sum);
+        }
+        let (back, _) = there_and_back(&packets, BOTH);
+        assert_eq!(back, packets, "a data offset of {words}");
+    }
+}

@@ -86,11 +86,18 @@ impl<S: Session> Tunnel<S> {
                 // A machine whose clock went back is not heard until the clock has caught up; one that is called needs none.
                 Made::Stale => {
                     self.drops.refused += 1;
-                    peer.call(CALL, &mut self.outbox, now);
+                    // Peers call all our addresses at once: the same call again, just answered, is no old one.
+                    let twin = |at: Instant| now.saturating_duration_since(at) < CALL;
+                    if !peer.answered.is_some_and(twin) {
+                        peer.call(CALL, &mut self.outbox, now);
+                    }
                     return;
                 }
                 Made::Wire(length) => {
                     let kind = self.outbox.written(length).first().copied();
+                    if kind == Some(RESPONSE) {
+                        peer.answered = Some(now);
+                    }
                     let kind = if kind == Some(DATA) { Kind::default() } else { HANDSHAKE };
                     self.outbox.keep_datagram(length, kind, [path]);
                     input = &[];

@@ -109,6 +109,8 @@ struct Peer<S> {
     session: S,
     endpoint: Option<Path>,
     called: Option<Instant>,
+    /// When a call of the peer was answered last.
+    answered: Option<Instant>,
     probes: Probes,
     /// Whether somebody wants a round trip to be taken now.
     asked: bool,
@@ -220,6 +222,7 @@ impl<S: Session> Tunnel<S> {
             session,
             endpoint,
             called: None,
+            answered: None,
             probes: Probes::new(self.mtu),
             asked: false,
             rx_bytes: 0,
@@ -359,13 +362,15 @@ impl<S: Session> Peer<S> {
     /// Sends echo requests through the tunnel, if they are due. What is never called by us is not to be woken, unless somebody asks.
     fn probe(&mut self, own: &[IpAddr], outbox: &mut Outbox, now: Instant) {
         let keys = self.session.handshake_age().is_some_and(|age| age < KEYS_MAX);
-        if !(self.asked || keys && self.spec.keepalive.is_some()) {
+        // Without keys a request waits and loses its mark, and a search needs more rounds than a few that were asked for.
+        let seek = keys && self.spec.keepalive.is_some();
+        if !(self.asked || seek) {
             return;
         }
         let Some(at) = self.whom_to_ask(own) else {
             return;
         };
-        let Some(Requests { sequence, large }) = self.probes.tick(self.tx_bytes, now) else {
+        let Some(Requests { sequence, large }) = self.probes.tick(self.tx_bytes, seek, now) else {
             return;
         };
         self.asked = false;

@@ -55,6 +55,8 @@ impl Search {
 
     /// The size to be tried next, if there is one.
     fn next(&mut self, busy: bool, now: Instant) -> Option<u16> {
+        // A loss is looked into at once, even if nothing is sent any more.
+        let busy = busy || self.failures > 0;
         if let Some(bad) = self.bad {
             if bad - self.known > STEP {
                 return Some(u16::midpoint(self.known, bad));
@@ -160,6 +162,14 @@ impl Probes {
         if self.search.ceiling != mtu {
             self.search = Search::new(mtu);
             self.next = None;
+            self.forget_large();
+        }
+    }
+
+    /// What was sent for another search is no answer to this one.
+    fn forget_large(&mut self) {
+        if let Some(round) = &mut self.round {
+            round.large = None;
         }
     }
 
@@ -168,6 +178,7 @@ impl Probes {
         self.search = Search::new(self.search.ceiling);
         self.smoothed = None;
         self.next = None;
+        self.forget_large();
     }
 
     /// The largest packet that may be sent, in bytes.
@@ -197,8 +208,8 @@ impl Probes {
     }
 
     /// Ends a round whose time is over and says what to send if the next one is due. `carried` is all that went to the peer so
-    /// far, in bytes.
-    pub(super) fn tick(&mut self, carried: u64, now: Instant) -> Option<Requests> {
+    /// far, in bytes; an MTU is sought only where `seek`.
+    pub(super) fn tick(&mut self, carried: u64, seek: bool, now: Instant) -> Option<Requests> {
         if let Some(round) = self.round {
             if now < round.until {
                 return None;
@@ -210,7 +221,7 @@ impl Probes {
         }
         let busy = carried.wrapping_sub(self.carried) >= BUSY;
         self.carried = carried;
-        let large = self.search.next(busy, now);
+        let large = if seek { self.search.next(busy, now) } else { None };
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(2);
         let until = now + PATIENCE;
@@ -279,7 +290,7 @@ mod tests {
             let requests = loop {
                 *now += TICK;
                 carried += BUSY;
-                if let Some(requests) = probes.tick(carried, *now) {
+                if let Some(requests) = probes.tick(carried, true, *now) {
                     break requests;
                 }
             };
@@ -310,7 +321,7 @@ mod tests {
         let mut idle = probes.clone();
         idle.carried = 0;
         assert_eq!(
-            idle.tick(0, now + PERIOD * 2).unwrap().large,
+            idle.tick(0, true, now + PERIOD * 2).unwrap().large,
             None,
             "an idle way is left alone"
         );
@@ -339,6 +350,26 @@ mod tests {
         live(&mut probes, &mut now, 200, Some(MTU));
         assert!(now.duration_since(before) > RAISE);
         assert_eq!(probes.limit(), MTU);
+    }
+
+    #[test]
+    fn a_loss_is_looked_into_although_traffic_has_stopped() {
+        let (mut probes, mut now) = (Probes::new(MTU), begin());
+        live(&mut probes, &mut now, 3, Some(MTU));
+        // Busy once, and silent from then on.
+        let (carried, mut larges) = (probes.carried + BUSY, Vec::new());
+        let until = now + PERIOD * 3;
+        while now < until {
+            now += TICK;
+            let Some(requests) = probes.tick(carried, true, now) else { continue };
+            probes.heard(requests.sequence, now + Duration::from_millis(1));
+            larges.extend(requests.large);
+            if requests.large.is_some_and(|size| size <= 1_320) {
+                probes.heard(requests.sequence.wrapping_add(1), now + Duration::from_millis(1));
+            }
+        }
+        assert!((1_316..=1_320).contains(&probes.limit()), "{} after {larges:?}", probes.limit());
+        assert!(larges.len() < 40, "{larges:?}");
     }
 
     #[test]

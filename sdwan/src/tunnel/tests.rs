@@ -329,8 +329,14 @@ fn who_calls_with_an_old_time_is_called_back_and_not_too_often() {
     b.handle_udp(Train::one(at(1), call.as_slice()), now);
     let first: Vec<_> = produced(&mut b).into_iter().map(|(_, bytes)| bytes[0]).collect();
     assert_eq!(first, [RESPONSE]);
+    b.handle_udp(Train::one(at(77), call.as_slice()), now);
+    assert!(
+        produced(&mut b).is_empty(),
+        "the same call over another of our addresses is no old one"
+    );
     // The answer is lost, and so is all that a knew: only a call from b can help it now.
     let mut back = T::new(500);
+    let now = now + CALL;
     back.set_spec(&spec(1, 1, vec![PeerSpec { endpoints: Vec::new(), ..peer(2) }]), now);
     for _ in 0..3 {
         b.handle_udp(Train::one(at(66), call.as_slice()), now);

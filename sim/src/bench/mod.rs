@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`record`], [`stats`], [`turns`], [`trial`], [`verdict`] | from lines to figures to verdicts; pure |
+//! | [`record`], [`stats`], [`turns`], [`trial`], [`verdict`], [`proc`] | from lines to figures to verdicts; pure |
 //! | [`table`], [`plot`] | how a run is shown; pure |
 //! | [`observer`], [`responder`] | who asks and who answers, in hosts |
 //! | `skein`, `keepalived` | what is done to whom |
@@ -19,6 +19,7 @@ mod machine;
 pub mod observer;
 mod plant;
 pub mod plot;
+pub mod proc;
 pub mod record;
 pub mod responder;
 mod skein;
@@ -218,11 +219,12 @@ fn tell(system: &str, case: Case, trials: u32, trial: &Trial) {
 
 fn save(dir: &Path, outcome: &Outcome) -> Result<(), String> {
     let json = serde_json::to_string_pretty(outcome).map_err(|e| e.to_string())?;
-    let texts = [
-        ("failover.json", json + "\n"),
-        ("failover.md", table::markdown(outcome)),
-        ("failover.svg", plot::svg(outcome)),
-    ];
+    let (table, picture) = (table::markdown(outcome), plot::svg(outcome));
+    write(dir, [("failover.json", json + "\n"), ("failover.md", table), ("failover.svg", picture)])
+}
+
+/// Writes files of a report.
+fn write<const N: usize>(dir: &Path, texts: [(&str, String); N]) -> Result<(), String> {
     for (name, text) in texts {
         let path = dir.join(name);
         std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;

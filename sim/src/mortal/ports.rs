@@ -275,8 +275,8 @@ impl<M: node::env::Mesh> node::env::Mesh for Mesh<M> {
         self.inner.kill_flows(to).await
     }
 
-    fn status(&self) -> Vec<sdwan::MeshStatus> {
-        self.inner.status()
+    async fn status(&self) -> Vec<sdwan::MeshStatus> {
+        self.inner.status().await
     }
 
     fn ping(&self, network: &str, peer: &str) -> Option<oneshot::Receiver<sdwan::RoundTrip>> {

@@ -234,10 +234,6 @@ async fn gap<M: Members>(members: &mut M) -> Result<Duration, String> {
 
 fn save(dir: &Path, outcome: &Outcome) -> Result<(), String> {
     let json = serde_json::to_string_pretty(outcome).map_err(|e| e.to_string())?;
-    let texts = [("consensus.json", json + "\n"), ("consensus.md", table::markdown(outcome))];
-    for (name, text) in texts {
-        let path = dir.join(name);
-        std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
-    }
-    Ok(())
+    let table = table::markdown(outcome);
+    super::write(dir, [("consensus.json", json + "\n"), ("consensus.md", table)])
 }

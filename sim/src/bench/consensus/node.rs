@@ -80,7 +80,7 @@ impl Mesh for NoOverlay {
         Ok(0)
     }
 
-    fn status(&self) -> Vec<sdwan::MeshStatus> {
+    async fn status(&self) -> Vec<sdwan::MeshStatus> {
         Vec::new()
     }
 

@@ -113,7 +113,7 @@ async fn change(overlay: &mut Overlay, mut spec: MeshSpec) -> Result<u8, String>
     spec.generation += 1;
     let (peers, began) = (spec.peers.len(), Instant::now());
     overlay.apply(vec![spec]).await.map_err(|e| e.to_string())?;
-    let seen = overlay.status();
+    let seen = overlay.status().await;
     let took = began.elapsed();
     if seen.first().is_none_or(|mesh| mesh.peers.len() != peers) {
         return Err("the packet thread did not answer".into());

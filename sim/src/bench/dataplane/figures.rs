@@ -281,14 +281,6 @@ pub fn trips(text: &str) -> Trips {
     Trips { mean_ms: mean, p50_ms: at(50), p99_ms: at(99), answered: times.len() }
 }
 
-/// Reads processor time from `/proc/PID/stat`, in ticks.
-pub fn ticks(stat: &str) -> Option<u64> {
-    // The name in brackets may hold anything, so fields are counted behind it (proc(5): state is the third).
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-    Some(field(14)? + field(15)?)
-}
-
 /// Reads resident memory from `/proc/PID/status`, in MB (10^6 bytes).
 pub fn resident_mb(status: &str) -> Option<f64> {
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
@@ -485,8 +477,6 @@ pub(super) mod tests {
         let text = "64 bytes: icmp_seq=1 time=0.5 ms\n64 bytes: icmp_seq=2 time=1.5 ms\n";
         assert_eq!(trips(text), Trips { mean_ms: 1.0, p50_ms: 0.5, p99_ms: 1.5, answered: 2 });
         assert_eq!(trips("nobody"), Trips::default());
-        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 30 12 0 0";
-        assert_eq!(ticks(stat), Some(42));
         assert_eq!(resident_mb("VmRSS:\t 1000 kB\n"), Some(1.024));
     }
 }

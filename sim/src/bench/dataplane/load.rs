@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::super::lab::{Lab, wait};
+use super::super::proc::own_ticks;
 use super::contender::{End, Running};
 use super::figures::{self, Beside, Load, Trips};
 use crate::beside::beside;
@@ -38,7 +39,7 @@ pub(super) fn flow(
     });
     let ticks = || -> Result<Vec<u64>, String> {
         let of = |r: &Running<'_>| {
-            figures::ticks(&r.process()?.0).ok_or_else(|| "/proc was not understood".to_owned())
+            own_ticks(&r.process()?.0).ok_or_else(|| "/proc was not understood".to_owned())
         };
         running.iter().map(of).collect()
     };

@@ -196,14 +196,9 @@ fn alone(
 
 fn save(dir: &Path, outcome: &Outcome) -> Result<(), String> {
     let json = serde_json::to_string_pretty(outcome).map_err(|e| e.to_string())?;
-    let texts = [
-        ("dataplane.json", json + "\n"),
-        ("dataplane.md", table::markdown(outcome)),
-        ("dataplane.svg", plot::svg(outcome)),
-    ];
-    for (name, text) in texts {
-        let path = dir.join(name);
-        std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
-    }
-    Ok(())
+    let (table, picture) = (table::markdown(outcome), plot::svg(outcome));
+    super::write(
+        dir,
+        [("dataplane.json", json + "\n"), ("dataplane.md", table), ("dataplane.svg", picture)],
+    )
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::super::proc::{own_ticks, stat_field};
 use super::super::stats::{median, worst};
 use super::super::trial::Verdict;
 
@@ -32,9 +33,7 @@ pub struct Sample {
 impl Sample {
     /// Reads `/proc/PID/stat`, `/proc/PID/smaps_rollup` and `/proc/PID/net/dev`; nothing of what is not understood.
     pub fn parse(stat: &str, smaps: &str, devices: &str, device: &str) -> Option<Self> {
-        // The name in brackets may hold anything, so fields are counted behind it (proc(5): state is the third).
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        let field = |number| stat_field(stat, number);
         let kib = |key: &str| {
             let line = smaps.lines().find_map(|l| l.strip_prefix(key))?;
             line.split_whitespace().next()?.parse().ok()
@@ -44,7 +43,7 @@ impl Sample {
         let counters: Vec<u64> =
             counters.split_whitespace().filter_map(|n| n.parse().ok()).collect();
         Some(Self {
-            own_ticks: field(14)? + field(15)?,
+            own_ticks: own_ticks(stat)?,
             child_ticks: field(16)? + field(17)?,
             threads: field(20)?,
             resident_kib: kib("Rss:")?,

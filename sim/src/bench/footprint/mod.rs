@@ -166,10 +166,6 @@ fn sample(pids: &BTreeMap<String, u64>) -> Result<BTreeMap<String, Sample>, Stri
 
 fn save(dir: &Path, outcome: &Outcome) -> Result<(), String> {
     let json = serde_json::to_string_pretty(outcome).map_err(|e| e.to_string())?;
-    let texts = [("footprint.json", json + "\n"), ("footprint.md", table::markdown(outcome))];
-    for (name, text) in texts {
-        let path = dir.join(name);
-        fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
-    }
-    Ok(())
+    let table = table::markdown(outcome);
+    super::write(dir, [("footprint.json", json + "\n"), ("footprint.md", table)])
 }

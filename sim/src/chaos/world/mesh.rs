@@ -251,7 +251,7 @@ impl node::env::Mesh for SimMesh {
         Ok(self.machine.devices.stack.kill_flows(&to))
     }
 
-    fn status(&self) -> Vec<sdwan::MeshStatus> {
+    async fn status(&self) -> Vec<sdwan::MeshStatus> {
         let state = lock(&self.machine.devices.state);
         let of = |spec: &MeshSpec| {
             let tunnel = state.tunnels.get(&spec.interface)?;
