@@ -35,6 +35,8 @@ const LIMIT: Duration = Duration::from_secs(1);
 const CALL: Duration = Duration::from_secs(5);
 /// Keys are no longer used after this (REJECT_AFTER_TIME of the WireGuard paper, section 6.1).
 const KEYS_MAX: Duration = Duration::from_secs(180);
+/// Who sends packets that are too big and may be fragmented is told this often at most.
+const TELL: Duration = Duration::from_secs(1);
 /// Names echo requests of ours, beside their mark.
 const IDENTIFIER: u16 = 0x5ce1;
 /// How long a small echo request is, in bytes; as ping(8) makes them over IPv6.
@@ -109,6 +111,8 @@ struct Peer<S> {
     session: S,
     endpoint: Option<Path>,
     called: Option<Instant>,
+    /// When somebody was told last that packets to it are too big.
+    told: Option<Instant>,
     /// When a call of the peer was answered last.
     answered: Option<Instant>,
     probes: Probes,
@@ -222,6 +226,7 @@ impl<S: Session> Tunnel<S> {
             session,
             endpoint,
             called: None,
+            told: None,
             answered: None,
             probes: Probes::new(self.mtu),
             asked: false,

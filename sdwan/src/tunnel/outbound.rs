@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Kind, Made, Tunnel};
+use super::{Kind, Made, TELL, Tunnel};
 use crate::icmp::{may_be_fragmented, too_big};
 use crate::offload::{Offload, longest, split};
 use crate::packet::{addresses, class};
@@ -43,12 +43,20 @@ impl<S: Session> Tunnel<S> {
         }
         let limit = peer.probes.limit();
         let narrow = limit < self.mtu && longest(&offload, bytes) > usize::from(limit);
-        if narrow && !may_be_fragmented(bytes) {
-            self.drops.too_big += 1;
-            if let Some(length) = too_big(self.outbox.room(), bytes, limit) {
+        if narrow {
+            let lost = !may_be_fragmented(bytes);
+            // One that may be fragmented goes on, and its sender is told now and then, so that it does that inside.
+            let told = peer.told.is_some_and(|at| now.saturating_duration_since(at) < TELL);
+            if (lost || !told)
+                && let Some(length) = too_big(self.outbox.room(), bytes, limit)
+            {
+                peer.told = Some(now);
                 self.outbox.keep_packet(length);
             }
-            return;
+            if lost {
+                self.drops.too_big += 1;
+                return;
+            }
         }
         let (outbox, kind) = (&mut self.outbox, Kind { class: class(bytes), whole: false });
         let cut = split(&offload, bytes, |packet| {

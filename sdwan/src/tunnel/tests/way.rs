@@ -96,9 +96,16 @@ fn a_narrow_way_is_found_and_told_to_who_sends_too_much() {
     assert_eq!(u16::from_be_bytes([told[26], told[27]]), found);
     assert_eq!(addresses(told).map(|at| at.destination), Some(overlay(1)));
     assert_eq!(a.drops().too_big, 1);
-    // Where it may be fragmented, it is: outside.
+    // Where it may be fragmented, it goes on, and its sender is told now and then.
     large[6] = 0;
-    a.handle_tun(large.as_mut_slice(), now);
+    a.take_output(|_| {});
+    let mut sent = |a: &mut T, at: Instant| {
+        a.handle_tun(large.as_mut_slice(), at);
+        let whither = produced(a).into_iter().map(|(target, _)| target == Target::Tun);
+        whither.collect::<Vec<_>>()
+    };
+    assert_eq!(sent(&mut a, now), [false], "it was told just now");
+    assert_eq!(sent(&mut a, now + TELL), [true, false]);
     assert_eq!(a.drops().too_big, 1);
 }
 
