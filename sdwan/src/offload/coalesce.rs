@@ -1,7 +1,7 @@
 //! Joins packets of one flow into superpackets, as a network card does (GRO). Pure; any bytes may come.
 //!
 //! Only what the kernel would cut again into the very same packets is joined, but for the identification of packets that
-//! cannot be fragmented: [`super::split`] is the inverse.
+//! cannot be fragmented: [`super::split()`] is the inverse.
 
 use std::net::IpAddr;
 use std::ops::Range;
