@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::{CALL, COOKIE, DATA, HANDSHAKE, IDENTIFIER, Kind, Made, Path, RESPONSE, Train, Tunnel};
+use super::{
+    CALL, COOKIE, DATA, HANDSHAKE, IDENTIFIER, Kind, Made, Path, RESPONSE, Train, Tunnel, kind_of,
+};
 use crate::icmp::read_echo;
 use crate::packet::{addresses, mark_congestion};
 use crate::session::{Addressee, Limiter, Session};
@@ -94,12 +96,11 @@ impl<S: Session> Tunnel<S> {
                     return;
                 }
                 Made::Wire(length) => {
-                    let kind = self.outbox.written(length).first().copied();
-                    if kind == Some(RESPONSE) {
+                    let first = self.outbox.written(length).first().copied();
+                    if first == Some(RESPONSE) {
                         peer.answered = Some(now);
                     }
-                    let kind = if kind == Some(DATA) { Kind::default() } else { HANDSHAKE };
-                    self.outbox.keep_datagram(length, kind, [path]);
+                    self.outbox.keep_datagram(length, kind_of(first, Kind::default()), [path]);
                     input = &[];
                 }
                 Made::Plain(length) => {

@@ -341,6 +341,11 @@ impl<S: Session> Tunnel<S> {
     }
 }
 
+/// What is particular about a datagram that begins so: of data what is `wanted`, of all others what handshakes have.
+fn kind_of(first: Option<u8>, wanted: Kind) -> Kind {
+    if first == Some(DATA) { wanted } else { HANDSHAKE }
+}
+
 /// What a session made of an input, and how many bytes of the room it took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Made {
@@ -385,10 +390,15 @@ impl<S: Session> Peer<S> {
         for (sequence, size, whole) in std::iter::once(small).chain(large) {
             let echo = Echo { answer: false, identifier: IDENTIFIER, sequence };
             if let Some(length) = write_echo(&mut packet, at, echo, size) {
-                let made = Made::of(&self.session.seal(&packet[..length], outbox.room(), now));
-                self.send(made, Kind { class: 0, whole }, outbox);
+                self.seal(&packet[..length], Kind { class: 0, whole }, outbox, now);
             }
         }
+    }
+
+    /// Seals a packet and sends what came of it.
+    fn seal(&mut self, packet: &[u8], kind: Kind, outbox: &mut Outbox, now: Instant) {
+        let made = Made::of(&self.session.seal(packet, outbox.room(), now));
+        self.send(made, kind, outbox);
     }
 
     /// Begins a handshake, unless one was begun less than `pause` ago.
@@ -411,8 +421,7 @@ impl<S: Session> Peer<S> {
         let mut packet = [0; SMALL];
         let answer = Echo { answer: true, ..echo };
         if let Some(length) = write_echo(&mut packet, back, answer, SMALL) {
-            let made = Made::of(&self.session.seal(&packet[..length], outbox.room(), now));
-            self.send(made, Kind::default(), outbox);
+            self.seal(&packet[..length], Kind::default(), outbox, now);
         }
     }
 }
@@ -429,16 +438,13 @@ impl<S> Peer<S> {
     }
 
     /// Sends what the session wrote to where the peer was last heard; a call for it goes to all places where it may be.
-    fn send(&self, made: Made, mut wanted: Kind, outbox: &mut Outbox) {
+    fn send(&self, made: Made, wanted: Kind, outbox: &mut Outbox) {
         let Made::Wire(length) = made else {
             return;
         };
         let endpoint = self.endpoint;
-        let kind = outbox.written(length).first().copied();
-        if kind != Some(DATA) {
-            wanted = HANDSHAKE;
-        }
-        let calls = kind == Some(INITIATION);
+        let first = outbox.written(length).first().copied();
+        let calls = first == Some(INITIATION);
         let others = self
             .spec
             .endpoints
@@ -446,7 +452,7 @@ impl<S> Peer<S> {
             .filter(|c| calls && endpoint.is_none_or(|e| e.remote != **c));
         outbox.keep_datagram(
             length,
-            wanted,
+            kind_of(first, wanted),
             endpoint.into_iter().chain(others.map(|at| (*at).into())),
         );
     }

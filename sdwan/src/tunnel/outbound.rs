@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Kind, Made, TELL, Tunnel};
+use super::{Kind, TELL, Tunnel};
 use crate::icmp::{may_be_fragmented, too_big};
 use crate::offload::{Offload, longest, split};
 use crate::packet::{addresses, class};
@@ -61,8 +61,7 @@ impl<S: Session> Tunnel<S> {
         let (outbox, kind) = (&mut self.outbox, Kind { class: class(bytes), whole: false });
         let cut = split(&offload, bytes, |packet| {
             peer.tx_bytes += packet.len() as u64;
-            let made = Made::of(&peer.session.seal(packet, outbox.room(), now));
-            peer.send(made, kind, outbox);
+            peer.seal(packet, kind, outbox, now);
         });
         if cut.is_err() {
             self.drops.malformed += 1;
