@@ -129,8 +129,17 @@ fn choose(
     // Where the fleet shrinks, the leader stays, then those that are heard, then those that are preferred.
     let heard = |id: NodeId| is_there(raft, seen, now, id);
     kept_sorted.sort_by_key(|n| (Some(n.id) != raft.me, !heard(n.id), preference(n)));
-    let mut set: Vec<NodeId> =
-        kept_sorted.into_iter().chain(fresh).map(|n| n.id).take(wanted).collect();
+    let mut seats: Vec<&Node> =
+        kept_sorted.into_iter().chain(fresh.iter().copied()).take(wanted).collect();
+    // Who came with a voter's ticket takes the seat of who did not, the leader's excepted.
+    let asked = |n: &Node| n.ticket_role == TicketRole::Voter;
+    let seated: BTreeSet<NodeId> = seats.iter().map(|n| n.id).collect();
+    let unseated = fresh.into_iter().filter(|n| asked(n) && !seated.contains(&n.id));
+    let yielding = seats.iter_mut().rev().filter(|n| !asked(n) && Some(n.id) != raft.me);
+    for (seat, node) in yielding.zip(unseated) {
+        *seat = node;
+    }
+    let mut set: Vec<NodeId> = seats.into_iter().map(|n| n.id).collect();
     // A silent voter keeps its seat until somebody can take it: shrinking would lower what is tolerated.
     for id in lost {
         if set.len() < wanted {

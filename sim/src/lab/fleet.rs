@@ -181,18 +181,23 @@ pub(super) fn members(lab: &Lab, progress: &mut Progress) -> Result<()> {
     wait(progress, MEMBERS_MAX, || {
         ask(lab, first, &["status"]).map_err(|_| failed_start(lab, first))
     })?;
-    for (i, h) in lab.hosts.iter().enumerate().skip(1) {
-        if is_member(lab, h) {
-            start_daemon(lab, h)?;
-        } else if host::daemon(lab, h).is_none() {
-            let role = if i < lab.servers { "voter" } else { "any" };
-            let ticket = ticket(lab, role)?;
-            let line = ["skein", "join", &ticket, "--name", &h.name, "--foreground"];
-            host::detach(lab, h, &line, LOG)?;
+    // Servers come first, so that no worker takes a vote while they are on their way.
+    let (servers, workers) = lab.hosts.split_at(lab.servers);
+    for (hosts, role) in [(&servers[1..], "voter"), (workers, "any")] {
+        for h in hosts {
+            if is_member(lab, h) {
+                start_daemon(lab, h)?;
+            } else if host::daemon(lab, h).is_none() {
+                let ticket = ticket(lab, role)?;
+                let line = ["skein", "join", &ticket, "--name", &h.name, "--foreground"];
+                host::detach(lab, h, &line, LOG)?;
+            }
         }
-    }
-    for h in &lab.hosts {
-        wait(progress, MEMBERS_MAX, || ask(lab, h, &["status"]).map_err(|_| failed_start(lab, h)))?;
+        for h in hosts {
+            wait(progress, MEMBERS_MAX, || {
+                ask(lab, h, &["status"]).map_err(|_| failed_start(lab, h))
+            })?;
+        }
     }
     wait(progress, MEMBERS_MAX, || {
         let status = ask_any(lab, &["status"])?;

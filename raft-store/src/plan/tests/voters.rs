@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::fixture::{Leader, ms, report};
 use crate::apply::Command;
 use crate::apply::tests::fixture::{World, founding, name};
-use crate::model::NodeId;
+use crate::model::{NodeId, TicketRole};
 use crate::plan::{Membership, MembershipChange, plan_membership, quorum_needs, voters_wanted};
 
 /// A fleet of nodes n1 to n`count` with a target of `limit` voters, all heard just now.
@@ -210,6 +210,32 @@ fn machines_with_a_voters_ticket_and_servers_are_preferred() {
     let m = raft(&l, &["n1"], &["n2", "n3", "n4", "n5"]);
     let set = ids(&l, &["n1", "n2", "n5"]);
     assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(set)));
+}
+
+#[test]
+fn a_voters_ticket_takes_the_seat_of_who_had_none_once_it_is_settled() {
+    let mut l = fleet(4, 3);
+    let n4 = l.world.id("n4");
+    l.world.state.nodes.get_mut(&n4).unwrap().ticket_role = TicketRole::Voter;
+    let m = raft(&l, &["n1", "n2", "n3"], &["n4"]);
+    for _ in 0..599 {
+        l.now += ms(100);
+        hear_all(&mut l, &[]);
+        assert_eq!(next(&l, &m), None, "n4 is not settled");
+    }
+    l.now += ms(100);
+    hear_all(&mut l, &[]);
+    let swapped = ids(&l, &["n1", "n2", "n4"]);
+    assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(swapped)));
+    // Whoever leads keeps its seat, so that no preference costs an election.
+    let mut led = raft(&l, &["n1", "n2", "n3"], &["n4"]);
+    led.me = Some(l.world.id("n3"));
+    let swapped = ids(&l, &["n1", "n3", "n4"]);
+    assert_eq!(next(&l, &led), Some(MembershipChange::SetVoters(swapped)));
+    // Nobody yields to a machine that is not heard.
+    l.now += ms(500);
+    hear_all(&mut l, &["n4"]);
+    assert_eq!(next(&l, &m), None);
 }
 
 /// How many of these members are heard.
