@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::env::Env;
 use crate::frames::{self, Gossip, Heard};
+use crate::gossip;
 use crate::leader::{LeaderHandle, proposal};
 use crate::metrics;
 use crate::overlay::{NoAnswer, OverlayHandle};
@@ -87,18 +88,11 @@ impl<E: Env> Backend<E> {
             }
             frames::kind::VIEW => Ok((kind, frames::encode(&self.leader.view().await))),
             frames::kind::GOSSIP => {
-                let gossip: Gossip = frames::decode(body)?;
-                let keeps = crate::gossip::keeps(&self.store);
+                let told: Gossip = frames::decode(body)?;
+                let keeps = gossip::keeps(&self.store);
                 let mut book = self.book.lock();
                 book.retain(&keeps);
-                if book.merge(gossip.records.into_iter().filter(|r| keeps(r.uuid)))
-                    && let Err(e) = book.save(self.env.files())
-                {
-                    tracing::warn!(error = %e, "whereabouts could not be saved");
-                }
-                let digest = book.digest();
-                let records = if digest == gossip.digest { Vec::new() } else { book.records() };
-                Ok((kind, frames::encode(&Gossip { records, digest })))
+                Ok((kind, frames::encode(&gossip::answer(&mut book, told, keeps))))
             }
             other => Err(format!("unknown frame kind {other}: is the other node newer?")),
         }

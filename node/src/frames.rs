@@ -6,7 +6,7 @@ use raft_store::model::{NodeId, UnixMillis};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::whereabouts::Record;
+use crate::whereabouts::{Digests, Record};
 
 /// Kinds of frames of the daemon; those below are raft-store's.
 pub mod kind {
@@ -36,9 +36,9 @@ pub struct Heard {
 pub struct Gossip {
     /// What the sender knows, as far as the receiver may lack it.
     pub records: Vec<Record>,
-    /// A fingerprint of all that the sender knows: equal ones need no records.
+    /// Fingerprints of all that the sender knows: where they are equal no records are needed.
     #[serde(default)]
-    pub digest: u64,
+    pub digests: Digests,
 }
 
 /// Encodes a message of the daemon.

@@ -1,6 +1,6 @@
 //! Exchanges whereabouts with other nodes: directly, outside Raft. Shell.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::frames::{self, Gossip};
 use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
 use crate::trips::{Trips, undecided_fellows};
-use crate::whereabouts::Record;
+use crate::whereabouts::{Book, Digests, Record};
 
 /// Pause between two looks, and between two rounds while there is something to tell, to learn or to measure.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -48,6 +48,22 @@ pub(crate) fn keeps<W: Wire>(store: &Store<NodeTransport<W>>) -> impl Fn(Uuid) -
         let removed = state.fleet.is_some() && state.is_retired(uuid);
         !removed || quorum_needs(&state, &voters, uuid)
     }
+}
+
+/// Returns the records that were not, or not as new, among those `before`.
+fn unknown(before: &[Record], records: &[Record]) -> Vec<Record> {
+    let before: BTreeMap<Uuid, _> = before.iter().map(|r| (r.uuid, r.version())).collect();
+    let known = |r: &&Record| before.get(&r.uuid) == Some(&r.version());
+    records.iter().filter(|r| !known(r)).cloned().collect()
+}
+
+/// Takes in what another daemon told, and returns what that one lacks.
+pub(crate) fn answer(book: &mut Book, gossip: Gossip, keeps: impl Fn(Uuid) -> bool) -> Gossip {
+    let told: BTreeMap<Uuid, _> = gossip.records.iter().map(|r| (r.uuid, r.version())).collect();
+    book.merge(gossip.records.into_iter().filter(|r| keeps(r.uuid)));
+    let mut records = book.differing(&gossip.digests);
+    records.retain(|r| told.get(&r.uuid) != Some(&r.version()));
+    Gossip { records, digests: book.digests().clone() }
 }
 
 /// Keeps the book of addresses.
@@ -90,28 +106,39 @@ impl<E: Env> Gossiper<E> {
     pub async fn run(mut self) {
         let mut round = 0usize;
         let mut told: Option<(Instant, Vec<Record>)> = None;
+        let mut saved = None;
         let mut quick = 0;
         loop {
             let mut news = self.look_at_self();
             let records = self.book.lock().records();
             let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));
-            let restless = told.as_ref().is_none_or(|(_, before)| *before != records)
-                || self.store.leader().is_none()
-                || fellows.is_some();
+            let fresh = unknown(told.as_ref().map_or(&[], |(_, before)| before), &records);
+            let restless = !fresh.is_empty() || self.store.leader().is_none() || fellows.is_some();
             if restless || told.as_ref().is_none_or(|(at, _)| rt::elapsed(*at) >= QUIET) {
                 // What comes back with the answers differs from this, and is told on in the next round.
                 told = Some((rt::now(), records));
-                news |= self.exchange(round, fellows.as_ref(), restless).await;
+                news |= self.exchange(round, fellows.as_ref(), fresh).await;
                 round = round.wrapping_add(1);
             }
-            if news && let Err(e) = self.book.lock().save(self.env.files()) {
-                tracing::warn!(error = %e, "whereabouts could not be saved");
-            }
+            self.save(&mut saved);
             let trips = self.trips.end_round(fellows.as_ref());
             self.own.update(|own| own.trips = trips);
             // News is told on at once, but a join storm is not answered by one of rounds.
             quick = if news && quick < QUICK { quick + 1 } else { 0 };
             sleep(if quick > 0 { SOON } else { PERIOD }).await;
+        }
+    }
+
+    /// Writes the book where it is not as it was `saved`, whoever changed it.
+    fn save(&self, saved: &mut Option<(Digests, bool)>) {
+        let book = self.book.lock();
+        let now = Some((book.digests().clone(), book.removed()));
+        if *saved == now {
+            return;
+        }
+        match book.save(self.env.files()) {
+            Ok(()) => *saved = now,
+            Err(e) => tracing::warn!(error = %e, "whereabouts could not be saved"),
         }
     }
 
@@ -145,22 +172,21 @@ impl<E: Env> Gossiper<E> {
         self.book.lock().merge([self.me.clone()])
     }
 
-    /// Asks some nodes what they know. Everybody is told `all` that is known here where that is wanted; else only what
-    /// differs in the end, since in a fleet at rest all know the same.
+    /// Asks some nodes what they know. They are told what is `fresh` here, and what they lack besides once that is known.
     async fn exchange(
         &mut self,
         round: usize,
         fellows: Option<&BTreeSet<NodeId>>,
-        all: bool,
+        fresh: Vec<Record>,
     ) -> bool {
-        let (records, digest, hints) = {
+        let (records, digests, hints) = {
             let keeps = keeps(&self.store);
             let mut book = self.book.lock();
             book.retain(keeps);
-            (book.records(), book.digest(), book.hints().to_vec())
+            (book.records(), book.digests().clone(), book.hints().to_vec())
         };
-        let told = if all { records.clone() } else { vec![self.me.clone()] };
-        let body = frames::encode(&Gossip { records: told, digest });
+        let told = if fresh.is_empty() { vec![self.me.clone()] } else { fresh };
+        let body = frames::encode(&Gossip { records: told, digests });
         let chosen = self.choose(&records, round, fellows);
         // Without a leader a record may be of yesterday, and its address another node's by now.
         let lost = self.store.leader().is_none();
@@ -170,7 +196,8 @@ impl<E: Env> Gossiper<E> {
             let (wire, body) = (wire.clone(), body.clone());
             async move { wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE).await }
         });
-        let (asked, hinted) = futures::join!(self.ask(&chosen, &body), join_all(hinted));
+        let chosen = chosen.into_iter().map(|r| (r, body.clone())).collect();
+        let (asked, hinted) = futures::join!(self.ask(chosen), join_all(hinted));
         for (answer, fellow, took) in &asked {
             if answer.is_ok() {
                 self.trips.note(NodeId(fellow.node), *took);
@@ -180,18 +207,15 @@ impl<E: Env> Gossiper<E> {
         let mut differing = Vec::new();
         for (answer, fellow, _) in asked {
             let Ok((_, body)) = answer else { continue };
-            news |= self.hear(&body).is_some_and(|(news, digest)| {
-                differing.push((fellow, digest));
+            news |= self.hear(&body).is_some_and(|(news, digests)| {
+                differing.push((fellow, digests));
                 news
             });
         }
         for (_, body) in hinted.into_iter().flatten() {
             news |= self.hear(&body).is_some_and(|(news, _)| news);
         }
-        if !all {
-            news |= self.tell_rest(&differing).await;
-        }
-        news
+        news | self.tell_rest(differing).await
     }
 
     /// Whose turn it is, and besides those to whom the way is being measured.
@@ -214,14 +238,14 @@ impl<E: Env> Gossiper<E> {
         chosen
     }
 
-    async fn ask<'r>(&self, whom: &[&'r Record], body: &Bytes) -> Vec<Asked<'r>> {
+    async fn ask<'r>(&self, whom: Vec<(&'r Record, Bytes)>) -> Vec<Asked<'r>> {
         let wire = self.env.wire();
-        let asked = whom.iter().map(|r| {
-            let (wire, body, began) = (wire.clone(), body.clone(), rt::now());
+        let asked = whom.into_iter().map(|(r, body)| {
+            let (wire, began) = (wire.clone(), rt::now());
             async move {
                 let message = (frames::kind::GOSSIP, body);
                 let answer = wire.call(r.uuid, &r.addresses, message, DEADLINE).await;
-                (answer, *r, rt::elapsed(began))
+                (answer, r, rt::elapsed(began))
             }
         });
         join_all(asked).await
@@ -239,13 +263,13 @@ impl<E: Env> Gossiper<E> {
         news
     }
 
-    /// Takes in an answer; returns whether it was news, and the fingerprint of all that the other one knows.
-    fn hear(&self, body: &[u8]) -> Option<(bool, u64)> {
+    /// Takes in an answer; returns whether it was news, and the fingerprints of all that the other one knows.
+    fn hear(&self, body: &[u8]) -> Option<(bool, Digests)> {
         match frames::decode::<Gossip>(body) {
             Ok(g) => {
                 let keeps = keeps(&self.store);
                 let records = g.records.into_iter().filter(|r| keeps(r.uuid));
-                Some((self.book.lock().merge(records), g.digest))
+                Some((self.book.lock().merge(records), g.digests))
             }
             Err(e) => {
                 tracing::warn!(error = %e, "whereabouts of a peer were not understood");
@@ -254,22 +278,67 @@ impl<E: Env> Gossiper<E> {
         }
     }
 
-    /// Tells all to those who know something else, now that their answers are known here.
-    async fn tell_rest(&self, answered: &[(&Record, u64)]) -> bool {
-        let (records, digest) = {
+    /// Tells those who know something else what they lack, now that their answers are known here.
+    async fn tell_rest(&self, answered: Vec<(&Record, Digests)>) -> bool {
+        let behind = {
             let book = self.book.lock();
-            (book.records(), book.digest())
+            let rest = |(fellow, theirs)| {
+                let (records, digests) = (book.differing(&theirs), book.digests().clone());
+                (fellow, Gossip { records, digests })
+            };
+            answered.into_iter().map(rest).collect::<Vec<_>>()
         };
-        let behind = answered.iter().filter(|(_, theirs)| *theirs != digest);
-        let behind: Vec<&Record> = behind.map(|(record, _)| *record).collect();
-        if behind.is_empty() {
-            return false;
-        }
-        let body = frames::encode(&Gossip { records, digest });
+        let behind = behind.into_iter().filter(|(_, rest)| !rest.records.is_empty());
+        let behind = behind.map(|(fellow, rest)| (fellow, frames::encode(&rest))).collect();
         let mut news = false;
-        for (answer, ..) in self.ask(&behind, &body).await {
+        for (answer, ..) in self.ask(behind).await {
             news |= answer.is_ok_and(|(_, body)| self.hear(&body).is_some_and(|(news, _)| news));
         }
         news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(node: u64, seq: u64) -> Record {
+        let addresses = vec!["10.0.0.1:7443".parse().unwrap()];
+        Record { uuid: Uuid::from_u128(node.into()), node, incarnation: 1, seq, addresses }
+    }
+
+    fn book(records: &[Record]) -> Book {
+        let mut book = Book::default();
+        book.merge(records.to_vec());
+        book
+    }
+
+    #[test]
+    fn whoever_asks_is_told_what_it_lacks_and_no_more() {
+        let (old, new, other) = (record(1, 1), record(1, 2), record(2, 1));
+        let theirs = book(&[old.clone(), record(3, 1)]);
+        let ask = |records: &[Record]| Gossip {
+            records: records.to_vec(),
+            digests: theirs.digests().clone(),
+        };
+        let mut ours = book(&[new.clone(), other.clone(), record(3, 1)]);
+        let told = answer(&mut ours, ask(&[old]), |_| true);
+        assert_eq!(told.records, [new.clone(), other.clone()]);
+        // What was told is news here, and is not told back; who was removed is not taken in.
+        let news = record(4, 1);
+        let told = answer(&mut ours, ask(std::slice::from_ref(&news)), |_| true);
+        assert!(!told.records.contains(&news) && ours.records().contains(&news));
+        answer(&mut ours, ask(&[record(5, 1)]), |uuid| uuid != Uuid::from_u128(5));
+        assert!(!ours.records().contains(&record(5, 1)));
+        let same = Gossip { records: Vec::new(), digests: ours.digests().clone() };
+        assert!(answer(&mut ours, same, |_| true).records.is_empty());
+    }
+
+    #[test]
+    fn what_is_new_or_newer_is_unknown() {
+        let before = [record(1, 1), record(2, 1)];
+        let now = [record(1, 2), record(2, 1), record(3, 1)];
+        assert_eq!(unknown(&before, &now), [record(1, 2), record(3, 1)]);
+        assert!(unknown(&now, &now).is_empty());
     }
 }

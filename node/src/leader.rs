@@ -315,7 +315,9 @@ async fn propose_own<E: Env, W: Wire>(
 
 async fn change_membership<W: Wire>(store: &Store<NodeTransport<W>>, change: MembershipChange) {
     let result: Result<(), ProposeError> = match &change {
-        MembershipChange::AddLearner(id, uuid) => store.add_learner(id.0, *uuid).await,
+        MembershipChange::AddLearners(nodes) => {
+            store.add_learners(nodes.iter().map(|(id, uuid)| (id.0, *uuid)).collect()).await
+        }
         MembershipChange::Remove(id) => store.remove_learner(id.0).await,
         MembershipChange::SetVoters(set) => {
             store.set_voters(set.iter().map(|id| id.0).collect()).await

@@ -32,7 +32,8 @@ pub struct Record {
 }
 
 impl Record {
-    fn version(&self) -> (u64, u64) {
+    /// Grows with each change of the record.
+    pub fn version(&self) -> (u64, u64) {
         (self.incarnation, self.seq)
     }
 
@@ -44,6 +45,37 @@ impl Record {
         hash.update(self.seq.to_be_bytes());
         hash.finalize().first_chunk().map_or(0, |b| u64::from_be_bytes(*b))
     }
+}
+
+/// Into how many parts records are divided when two books are compared.
+const PARTS: usize = 64;
+
+/// Fingerprints of records, part by part: where two books differ only those parts need be told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digests(Vec<u64>);
+
+impl Default for Digests {
+    fn default() -> Self {
+        Self(vec![0; PARTS])
+    }
+}
+
+impl Digests {
+    /// Adds a record, or takes it out again: combined so that their order does not matter.
+    fn toggle(&mut self, record: &Record) {
+        self.0[part(record.uuid)] ^= record.fingerprint();
+    }
+
+    /// Whether the part that a node belongs to is the same; what another daemon sent may be of any length.
+    fn agree(&self, other: &Self, uuid: Uuid) -> bool {
+        let of = |digests: &Self| digests.0.get(part(uuid)).copied();
+        of(self) == of(other)
+    }
+}
+
+/// Identities are random, so that any of their bytes divides them evenly.
+fn part(uuid: Uuid) -> usize {
+    usize::from(uuid.as_bytes()[15]) % PARTS
 }
 
 /// Everything known about where nodes are.
@@ -58,9 +90,9 @@ pub struct Book {
     removed: bool,
     #[serde(skip)]
     path: PathBuf,
-    /// The records' fingerprints, combined so that their order does not matter.
+    /// The records' fingerprints.
     #[serde(skip)]
-    digest: u64,
+    digests: Digests,
 }
 
 impl Book {
@@ -69,7 +101,9 @@ impl Book {
         let bytes = files.read(path).unwrap_or_default();
         let mut book: Self = serde_json::from_slice(&bytes).unwrap_or_default();
         path.clone_into(&mut book.path);
-        book.digest = book.records.values().fold(0, |d, r| d ^ r.fingerprint());
+        for record in book.records.values() {
+            book.digests.toggle(record);
+        }
         book
     }
 
@@ -89,9 +123,10 @@ impl Book {
             record.addresses.truncate(KEPT);
             let known = self.records.get(&record.uuid).map(Record::version);
             if known.is_none_or(|v| v < record.version()) {
-                self.digest ^= record.fingerprint();
-                let former = self.records.insert(record.uuid, record);
-                self.digest ^= former.map_or(0, |r| r.fingerprint());
+                self.digests.toggle(&record);
+                if let Some(former) = self.records.insert(record.uuid, record) {
+                    self.digests.toggle(&former);
+                }
                 news = true;
             }
         }
@@ -129,9 +164,15 @@ impl Book {
         &self.hints
     }
 
-    /// Returns a fingerprint of all records: books with equal ones need not be compared.
-    pub fn digest(&self) -> u64 {
-        self.digest
+    /// Returns fingerprints of all records: books with equal ones need not be compared.
+    pub fn digests(&self) -> &Digests {
+        &self.digests
+    }
+
+    /// Returns the records of those parts in which a book with these fingerprints differs.
+    pub fn differing(&self, theirs: &Digests) -> Vec<Record> {
+        let differs = |uuid: &Uuid| !self.digests.agree(theirs, *uuid);
+        self.records.iter().filter(|(uuid, _)| differs(uuid)).map(|(_, r)| r.clone()).collect()
     }
 
     /// Returns all records.
@@ -167,10 +208,12 @@ impl Book {
 
     /// Forgets nodes that are no members any more.
     pub fn retain(&mut self, member: impl Fn(Uuid) -> bool) {
-        let digest = &mut self.digest;
+        let digests = &mut self.digests;
         self.records.retain(|uuid, record| {
             let stays = member(*uuid);
-            *digest ^= if stays { 0 } else { record.fingerprint() };
+            if !stays {
+                digests.toggle(record);
+            }
             stays
         });
     }
@@ -200,20 +243,26 @@ mod tests {
     }
 
     #[test]
-    fn books_that_know_the_same_have_the_same_digest() {
+    fn books_that_know_the_same_have_the_same_digests() {
         let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let (mut one, mut other) = (Book::default(), Book::default());
         one.merge([record(a, 1, 1, "10.0.0.1:1"), record(b, 1, 1, "10.0.0.2:1")]);
         other.merge([record(b, 1, 0, "10.0.0.9:1"), record(a, 1, 1, "10.0.0.1:1")]);
-        assert_ne!(one.digest(), other.digest());
-        other.merge(one.records());
-        assert_eq!(one.digest(), other.digest());
+        assert_ne!(one.digests(), other.digests());
+        assert_eq!(one.differing(other.digests()), [record(b, 1, 1, "10.0.0.2:1")]);
+        assert_eq!(
+            one.differing(&Digests(Vec::new())).len(),
+            2,
+            "a hostile one gets no more than all"
+        );
+        other.merge(one.differing(other.digests()));
+        assert_eq!(one.digests(), other.digests());
         one.retain(|uuid| uuid == a);
-        assert_ne!(one.digest(), other.digest());
+        assert_ne!(one.digests(), other.digests());
         one.merge(other.records());
-        assert_eq!(one.digest(), other.digest());
+        assert_eq!(one.digests(), other.digests());
         one.retain(|_| false);
-        assert_eq!(one.digest(), Book::default().digest());
+        assert_eq!(one.digests(), Book::default().digests());
     }
 
     #[test]
@@ -226,7 +275,7 @@ mod tests {
         book.save(&LinuxFiles).unwrap();
         let again = Book::load(&LinuxFiles, &path);
         assert_eq!(again.records(), book.records());
-        assert_eq!((again.hints(), again.digest()), (book.hints(), book.digest()));
+        assert_eq!((again.hints(), again.digests()), (book.hints(), book.digests()));
         std::fs::write(&path, b"{ not json").unwrap();
         assert!(Book::load(&LinuxFiles, &path).records().is_empty());
     }

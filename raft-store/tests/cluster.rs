@@ -150,7 +150,7 @@ async fn a_wiped_node_comes_back_under_a_new_id_and_the_old_one_is_removed() {
     fleet.kill(lost).await;
     fleet.write(&leader, &note(1, 10)).await;
     fleet.start(30).await;
-    leader.add_learner(30, uuid_of(30)).await.unwrap();
+    leader.add_learners([(30, uuid_of(30))].into()).await.unwrap();
     let voters: BTreeSet<u64> = (1..=3).filter(|n| *n != lost).chain([30]).collect();
     leader.set_voters(voters.clone()).await.unwrap();
     leader.remove_learner(lost).await.unwrap();
@@ -253,7 +253,7 @@ async fn a_learner_that_never_answers_harms_nobody() {
     let fleet = Fleet::of(3).await;
     let leader = fleet.leader().await;
     let term = leader.status().term;
-    leader.add_learner(99, uuid_of(99)).await.unwrap();
+    leader.add_learners([(99, uuid_of(99))].into()).await.unwrap();
     assert_eq!(leader.status().learners, BTreeSet::from([99]));
     sleep(Duration::from_secs(1)).await;
     for number in 0..10 {

@@ -271,9 +271,16 @@ fn network_of(state: &State, me: NodeId, r: &proto::PingRequest) -> Result<Strin
     };
     let mine: Vec<&Network> =
         if r.network.is_empty() { mine.collect() } else { vec![find(state, &r.network)?] };
-    let shared: Vec<&Network> = mine.into_iter().filter(there).collect();
+    let shared: Vec<&Network> = mine.iter().copied().filter(there).collect();
     match shared.as_slice() {
-        [] => Err(not_found("peer", &r.peer, &list(state.nodes.values().map(|n| &n.name)))),
+        [] => {
+            let member = |n: &&raft_store::model::Node| {
+                mine.iter().any(|network| n.networks.contains_key(&network.id))
+            };
+            let nodes = state.nodes.values().filter(member).map(|n| &n.name);
+            let devices = mine.iter().flat_map(|network| network.devices.keys());
+            Err(not_found("peer", &r.peer, &list(nodes.chain(devices))))
+        }
         [one] => Ok(one.name.to_string()),
         several => {
             let names = list(several.iter().map(|n| &n.name)).join(", ");

@@ -16,6 +16,7 @@ use super::Shared;
 use crate::env::{Env, Mesh};
 use crate::overlay::Ask;
 use crate::project::{Local, addresses, former_holder, lost_holders, meshes, route_clash};
+use crate::whereabouts::Digests;
 
 /// Without a change, the devices are looked at this often.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -31,8 +32,8 @@ const LINGER: Duration = Duration::from_secs(1);
 struct Inputs {
     /// The log index of the state.
     generation: u64,
-    /// The fingerprint of all that is known about where nodes are.
-    book: u64,
+    /// The fingerprints of all that is known about where nodes are.
+    book: Digests,
     /// VIPs that moved a moment ago, each with its former holder.
     former: BTreeMap<VipId, NodeId>,
 }
@@ -143,7 +144,7 @@ impl<E: Env> OverlayAgent<E> {
         }
         let former = self.former.iter().map(|(vip, (node, _))| (*vip, *node)).collect();
         let book = self.shared.book.lock();
-        let inputs = Inputs { generation, book: book.digest(), former };
+        let inputs = Inputs { generation, book: book.digests().clone(), former };
         match &self.projected {
             Some((before, specs)) if *before == inputs => return specs.clone(),
             _ => {}

@@ -36,8 +36,8 @@ pub struct Membership {
 /// One change of membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MembershipChange {
-    /// Start to replicate to a node that was admitted.
-    AddLearner(NodeId, Uuid),
+    /// Start to replicate to nodes that were admitted, all at once: a fleet may join in one moment.
+    AddLearners(BTreeMap<NodeId, Uuid>),
     /// Stop replicating to a learner that was removed.
     Remove(NodeId),
     /// Let exactly these vote.
@@ -74,12 +74,11 @@ pub fn plan_membership(
     if let Some(next) = &raft.joint {
         return Some(MembershipChange::SetVoters(next.clone()));
     }
-    let missing = state
-        .nodes
-        .values()
-        .find(|n| !raft.voters.contains(&n.id) && !raft.learners.contains(&n.id));
-    if let Some(node) = missing {
-        return Some(MembershipChange::AddLearner(node.id, node.uuid));
+    let known = |n: &&Node| raft.voters.contains(&n.id) || raft.learners.contains(&n.id);
+    let missing = state.nodes.values().filter(|n| !known(n));
+    let missing: BTreeMap<NodeId, Uuid> = missing.map(|n| (n.id, n.uuid)).collect();
+    if !missing.is_empty() {
+        return Some(MembershipChange::AddLearners(missing));
     }
     if let Some(gone) = raft.learners.iter().find(|id| !state.nodes.contains_key(id)) {
         return Some(MembershipChange::Remove(*gone));

@@ -362,12 +362,13 @@ impl<T: Transport> Store<T> {
         }
     }
 
-    /// Starts to replicate to a node, without a vote for it. Only at the leader.
+    /// Starts to replicate to these nodes, without votes for them. Only at the leader.
     ///
     /// # Errors
     /// When Raft refuses, or does not answer in time.
-    pub async fn add_learner(&self, id: u64, uuid: Uuid) -> Result<(), ProposeError> {
-        self.change(self.raft().add_learner(id, Member { uuid }, false)).await
+    pub async fn add_learners(&self, nodes: BTreeMap<u64, Uuid>) -> Result<(), ProposeError> {
+        let nodes = nodes.into_iter().map(|(id, uuid)| (id, Member { uuid })).collect();
+        self.change(self.raft().change_membership(ChangeMembers::AddNodes(nodes), true)).await
     }
 
     /// Lets exactly these nodes vote; those that stop voting go on listening. Only at the leader.

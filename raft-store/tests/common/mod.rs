@@ -154,7 +154,7 @@ impl Fleet {
         first.propose(&founding(), PATIENCE).await.unwrap();
         for id in 2..=voters {
             fleet.start(id).await;
-            first.add_learner(id, uuid_of(id)).await.unwrap();
+            first.add_learners([(id, uuid_of(id))].into()).await.unwrap();
         }
         first.set_voters((1..=voters).collect()).await.unwrap();
         fleet

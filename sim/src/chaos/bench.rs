@@ -154,6 +154,11 @@ async fn lived(stage: &Stage, nodes: usize) -> Result<Life, String> {
         sleep(Duration::from_millis(2)).await;
     }
     until(600, "everybody has joined", || world.serving().len() == nodes).await?;
+    let listens = || {
+        let leads = world.serving().into_iter().find(|(_, _, s)| s.raft().leads());
+        leads.is_some_and(|(_, _, s)| s.raft().voters.len() + s.raft().learners.len() == nodes)
+    };
+    until(600, "everybody listens to the leader", listens).await?;
     let made_s = world.now_us() as f64 / 1e6;
     let person = Person::new(world, &stage.judge, 0);
     person.create_cluster("lab", &[1, 2, 3], &[]).await;

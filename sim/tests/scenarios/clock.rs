@@ -84,5 +84,19 @@ fn a_clock_an_hour_off_is_named_and_stamps_nothing() {
     let newest: serde_json::Value = serde_json::from_str(events.lines().last().unwrap()).unwrap();
     let at = number(&newest["at"]) / 1_000;
     assert!(at.abs_diff(unix_s()) < 120, "the newest event is stamped {at}: {newest}");
+    // A machine without a clock chip starts in the past. Its first call there is older than its last: who refuses it
+    // must call itself.
+    for host in ["n1", "n3"] {
+        lab.run(host, &["ping", "-c", "1", "-W", "2", &lab.overlay("n2", false)]);
+    }
+    assert!(lab.kill_daemon("n2"));
+    begin(&lab, "n2", &off(&library, "-40d", "skein daemon"));
+    for host in ["n1", "n3"] {
+        let to = lab.overlay("n2", false);
+        wait_for(&format!("{host} reaches n2 again"), 20, || {
+            let out = lab.exec(host, &["ping", "-c", "1", "-W", "1", &to]);
+            out.status.success().then_some(()).ok_or_else(|| "no answer".to_owned())
+        });
+    }
     lab.down();
 }

@@ -67,3 +67,57 @@ fn operators_see_the_way_to_each_peer() {
     assert!(!silent.status.success() && words.contains("n2 does not answer"), "{words}");
     lab.down();
 }
+
+/// What a flow of packets through the overlay came to.
+fn pinged(lab: &Lab, from: &str, to: &str, count: u32) -> String {
+    let count = count.to_string();
+    let out = lab.exec(from, &["ping", "-q", "-i", "0.005", "-c", &count, "-W", "2", to]);
+    let words = String::from_utf8_lossy(&out.stdout).into_owned();
+    words
+        .lines()
+        .find(|l| l.contains("packets transmitted"))
+        .unwrap_or("nothing was sent")
+        .to_owned()
+}
+
+#[test]
+#[ignore = "makes hosts: ./check rehearsal"]
+fn peers_that_a_change_does_not_touch_lose_no_packet() {
+    const PACKETS: u32 = 3_000;
+    let Some(lab) = Lab::up("untouched", 3, 1, &["--k3s", "rehearsal", "--no-cluster"]) else {
+        return;
+    };
+    let to = [false, true].map(|v6| lab.overlay("n2", v6));
+    for at in &to {
+        wait_for(&format!("n1 reaches {at}"), 20, || {
+            let out = lab.exec("n1", &["ping", "-c", "1", "-W", "1", at]);
+            out.status.success().then_some(()).ok_or_else(|| "no answer".to_owned())
+        });
+    }
+    let changes = std::thread::scope(|scope| {
+        let flows = to.each_ref().map(|at| scope.spawn(|| pinged(&lab, "n1", at, PACKETS)));
+        let mut changes = 0;
+        while !flows.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            // Every node gets a peer in the very network that the packets go through, and loses each second one again.
+            let add = format!(
+                "skein peer add d{changes} --network default --public-key $(head -c 32 /dev/urandom | base64)"
+            );
+            lab.run("n3", &["sh", "-c", &add]);
+            if changes % 2 == 1 {
+                let name = format!("d{changes}");
+                lab.run("n3", &["skein", "peer", "rm", &name, "--network", "default"]);
+            }
+            changes += 1;
+        }
+        for flow in flows {
+            let said = flow.join().unwrap();
+            println!("    {said}, beside {changes} changes of its peers");
+            let whole =
+                format!("{PACKETS} packets transmitted, {PACKETS} received, 0% packet loss");
+            assert!(said.starts_with(&whole), "{said}");
+        }
+        changes
+    });
+    assert!(changes >= 5, "only {changes} changes were made meanwhile");
+    lab.down();
+}

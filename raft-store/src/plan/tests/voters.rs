@@ -80,19 +80,27 @@ fn a_change_that_was_given_up_half_way_is_finished_before_all_else() {
     // n4 is not even listened to; that comes later.
     assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(ids(&l, &["n2"]))));
     m.joint = None;
-    assert!(matches!(next(&l, &m), Some(MembershipChange::AddLearner(..))));
+    assert!(matches!(next(&l, &m), Some(MembershipChange::AddLearners(_))));
 }
 
 #[test]
 fn a_fleet_grows_from_one_to_three_to_five_voters() {
     let l = fleet(2, 5);
     let m = raft(&l, &["n1"], &[]);
-    let n2 = l.world.id("n2");
-    let uuid = l.world.node("n2").uuid;
-    assert_eq!(next(&l, &m), Some(MembershipChange::AddLearner(n2, uuid)));
+    let added = |l: &Leader, names: &[&str]| {
+        let of = |name: &&str| (l.world.id(name), l.world.node(name).uuid);
+        Some(MembershipChange::AddLearners(names.iter().map(of).collect()))
+    };
+    assert_eq!(next(&l, &m), added(&l, &["n2"]));
     assert_eq!(next(&l, &raft(&l, &["n1"], &["n2"])), None);
 
     let l = fleet(5, 5);
+    let m = raft(&l, &["n1"], &["n2"]);
+    assert_eq!(
+        next(&l, &m),
+        added(&l, &["n3", "n4", "n5"]),
+        "whoever joins at once is added at once"
+    );
     let m = raft(&l, &["n1"], &["n2", "n3", "n4", "n5"]);
     let all = ids(&l, &["n1", "n2", "n3", "n4", "n5"]);
     assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(all)));
