@@ -92,7 +92,9 @@ impl<E: Env> Backend<E> {
                 let keeps = gossip::keeps(&self.store);
                 let mut book = self.book.lock();
                 book.retain(&keeps);
-                Ok((kind, frames::encode(&gossip::answer(&mut book, told, keeps))))
+                let answer = gossip::answer(&mut book, told, keeps);
+                gossip::save(&mut book, &*self.env);
+                Ok((kind, frames::encode(&answer)))
             }
             other => Err(format!("unknown frame kind {other}: is the other node newer?")),
         }

@@ -57,6 +57,13 @@ fn unknown(before: &[Record], records: &[Record]) -> Vec<Record> {
     records.iter().filter(|r| !known(r)).cloned().collect()
 }
 
+/// Writes down what is new, whoever told it; what comes too soon after that is written by a later turn of the gossiper.
+pub(crate) fn save(book: &mut Book, env: &impl Env) {
+    if let Err(e) = book.save_news(env.files(), rt::now().into_std()) {
+        tracing::warn!(error = %e, "whereabouts could not be saved");
+    }
+}
+
 /// Takes in what another daemon told, and returns what that one lacks.
 pub(crate) fn answer(book: &mut Book, gossip: Gossip, keeps: impl Fn(Uuid) -> bool) -> Gossip {
     let told: BTreeMap<Uuid, _> = gossip.records.iter().map(|r| (r.uuid, r.version())).collect();
@@ -106,7 +113,6 @@ impl<E: Env> Gossiper<E> {
     pub async fn run(mut self) {
         let mut round = 0usize;
         let mut told: Option<(Instant, Vec<Record>)> = None;
-        let mut saved = None;
         let mut quick = 0;
         loop {
             let mut news = self.look_at_self();
@@ -120,25 +126,12 @@ impl<E: Env> Gossiper<E> {
                 news |= self.exchange(round, fellows.as_ref(), fresh).await;
                 round = round.wrapping_add(1);
             }
-            self.save(&mut saved);
+            save(&mut self.book.lock(), &*self.env);
             let trips = self.trips.end_round(fellows.as_ref());
             self.own.update(|own| own.trips = trips);
             // News is told on at once, but a join storm is not answered by one of rounds.
             quick = if news && quick < QUICK { quick + 1 } else { 0 };
             sleep(if quick > 0 { SOON } else { PERIOD }).await;
-        }
-    }
-
-    /// Writes the book where it is not as it was `saved`, whoever changed it.
-    fn save(&self, saved: &mut Option<(Digests, bool)>) {
-        let book = self.book.lock();
-        let now = Some((book.digests().clone(), book.removed()));
-        if *saved == now {
-            return;
-        }
-        match book.save(self.env.files()) {
-            Ok(()) => *saved = now,
-            Err(e) => tracing::warn!(error = %e, "whereabouts could not be saved"),
         }
     }
 

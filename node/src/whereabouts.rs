@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -15,6 +16,9 @@ use crate::env::Files;
 
 /// How many addresses of one node are kept.
 const KEPT: usize = 16;
+
+/// Pause between two times that news is written.
+const SAVE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where one node said that it is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +97,9 @@ pub struct Book {
     /// The records' fingerprints.
     #[serde(skip)]
     digests: Digests,
+    /// When it was written last, and what then.
+    #[serde(skip)]
+    saved: Option<(Instant, Digests, bool)>,
 }
 
 impl Book {
@@ -114,6 +121,26 @@ impl Book {
     pub fn save(&self, files: &dyn Files) -> std::io::Result<()> {
         let bytes = serde_json::to_vec_pretty(self).map_err(std::io::Error::other)?;
         files.replace(&self.path, &bytes, 0o600)
+    }
+
+    /// Writes the book where it is not as it was written last: news at once, a storm of them in turns.
+    ///
+    /// # Errors
+    /// What the file system answered.
+    pub fn save_news(&mut self, files: &dyn Files, now: Instant) -> std::io::Result<()> {
+        let due = self.saved.as_ref().is_none_or(|(at, digests, removed)| {
+            let news = *digests != self.digests || *removed != self.removed;
+            news && now.saturating_duration_since(*at) >= SAVE_PAUSE
+        });
+        if !due {
+            return Ok(());
+        }
+        // Noted first, so that a drive that fails is not asked again at each news.
+        let before = self.saved.replace((now, self.digests.clone(), self.removed));
+        self.save(files).inspect_err(|_| {
+            let (digests, removed) = before.map(|(_, d, r)| (d, r)).unwrap_or_default();
+            self.saved = Some((now, digests, removed));
+        })
     }
 
     /// Takes in records; returns whether anything was news.
@@ -263,6 +290,24 @@ mod tests {
         assert_eq!(one.digests(), other.digests());
         one.retain(|_| false);
         assert_eq!(one.digests(), Book::default().digests());
+    }
+
+    #[test]
+    fn news_is_written_at_once_and_a_storm_in_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("whereabouts.json");
+        let mut book = Book::load(&LinuxFiles, &path);
+        #[expect(clippy::disallowed_methods, reason = "any moment will do")]
+        let start = Instant::now();
+        let mut told = |id: u128, after: u64| {
+            book.merge([record(Uuid::from_u128(id), 1, 1, "10.0.0.1:1")]);
+            book.save_news(&LinuxFiles, start + Duration::from_millis(after)).unwrap();
+            Book::load(&LinuxFiles, &path).records().len()
+        };
+        assert_eq!([told(1, 0), told(2, 100), told(3, 200)], [1, 1, 3]);
+        assert_eq!(told(4, 5_000), 4);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(told(4, 9_000), 0, "nothing is written where nothing is new");
     }
 
     #[test]

@@ -121,7 +121,9 @@ pub(super) async fn frame<D: Daemon>(
     kind: u32,
     body: Bytes,
 ) -> Result<(u32, Bytes), Status> {
-    if kind > raft_store::raft::kind::LAST && daemon.state().is_retired(from) {
+    // Whose vote is still needed may also say where it is, or nobody could reach it to end its vote.
+    let retired = kind > raft_store::raft::kind::LAST && daemon.state().is_retired(from);
+    if retired && !daemon.quorum_needs(from) {
         return Err(removed());
     }
     daemon.frame(from, kind, body).await.map_err(from_call)

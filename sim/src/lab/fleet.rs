@@ -194,9 +194,7 @@ pub(super) fn members(lab: &Lab, progress: &mut Progress) -> Result<()> {
             }
         }
         for h in hosts {
-            wait(progress, MEMBERS_MAX, || {
-                ask(lab, h, &["status"]).map_err(|_| failed_start(lab, h))
-            })?;
+            wait(progress, MEMBERS_MAX, || knows_itself(lab, h))?;
         }
     }
     wait(progress, MEMBERS_MAX, || {
@@ -209,6 +207,14 @@ pub(super) fn members(lab: &Lab, progress: &mut Progress) -> Result<()> {
         let have = lab.hosts[..lab.servers].iter().filter(votes).count();
         if have >= wanted { Ok(()) } else { Err(format!("{wanted} servers to vote, {have} do")) }
     })
+}
+
+/// Who has just joined answers before the fleet's state has reached it.
+fn knows_itself(lab: &Lab, h: &HostRecord) -> Result<()> {
+    let status = ask(lab, h, &["status"]).map_err(|_| failed_start(lab, h))?;
+    let nodes = status["nodes"].as_array();
+    let there = nodes.is_some_and(|nodes| nodes.iter().any(|n| n["name"] == h.name));
+    if there { Ok(()) } else { Err(format!("the fleet's state to reach {}", h.name)) }
 }
 
 /// How many voters a fleet of this size has: the largest odd number, at most five.
