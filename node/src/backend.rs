@@ -29,14 +29,16 @@ use crate::overlay::{NoAnswer, OverlayHandle};
 use crate::own::OwnHandle;
 use crate::transport::{NodeTransport, SharedBook};
 
-/// How long the leader may take to say what it sees.
-const VIEW_DEADLINE: Duration = Duration::from_millis(800);
+/// How long an answer waits for a leader that has heard of all nodes: after its window each is live or lost.
+const SIGHT_MAX: Duration = Duration::from_millis(800);
+const _: () = assert!(SIGHT_MAX.as_millis() > WINDOW.as_millis());
+/// Pause between two questions while no leader has whole sight.
+const SIGHT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long an answer waits for word from nodes that a new leader has not heard yet: after its window each is live or lost.
-const UNHEARD_MAX: Duration = Duration::from_millis(600);
-const _: () = assert!(UNHEARD_MAX.as_millis() > WINDOW.as_millis());
-/// Pause between two questions while nodes are unheard.
-const UNHEARD_PAUSE: Duration = Duration::from_millis(50);
+/// Whether the leader has heard of every node.
+fn is_whole(view: &FleetView) -> bool {
+    view.nodes.values().all(|n| n.health != Health::Unknown)
+}
 
 /// Why the overlay has no answer.
 fn in_words(why: NoAnswer, network: &str, peer: Option<&str>) -> String {
@@ -74,7 +76,12 @@ pub struct Backend<E: Env> {
 
 impl<E: Env> Backend<E> {
     async fn own_frame(&self, from: Uuid, kind: u32, body: &Bytes) -> Result<(u32, Bytes), String> {
+        // Whose vote is still needed says where it is, or nobody could reach it to end that vote; nothing else is heard of it.
+        let retired = self.store.state().is_retired(from);
         match kind {
+            _ if retired && kind != frames::kind::GOSSIP => {
+                Err(format!("{from} was removed from the fleet"))
+            }
             frames::kind::REPORT => {
                 let report: Report = frames::decode(body)?;
                 let whose = self.store.state().nodes.get(&report.node).map(|n| n.uuid);
@@ -88,7 +95,8 @@ impl<E: Env> Backend<E> {
             }
             frames::kind::VIEW => Ok((kind, frames::encode(&self.leader.view().await))),
             frames::kind::GOSSIP => {
-                let told: Gossip = frames::decode(body)?;
+                let mut told: Gossip = frames::decode(body)?;
+                told.records.retain(|r| !retired || r.uuid == from);
                 let keeps = gossip::keeps(&self.store);
                 let mut book = self.book.lock();
                 book.retain(&keeps);
@@ -127,13 +135,13 @@ impl<E: Env> Backend<E> {
     }
 
     /// Asks the leader, if one is known, what it sees.
-    async fn ask_view(&self) -> Option<FleetView> {
+    async fn ask_view(&self, deadline: Duration) -> Option<FleetView> {
         let leader = self.store.leader()?;
         if leader == self.me.0 {
             return self.leader.view().await;
         }
         let frame = Frame { kind: frames::kind::VIEW, body: Bytes::new() };
-        let answer = self.transport.call(leader, frame, VIEW_DEADLINE).await.ok()?;
+        let answer = self.transport.call(leader, frame, deadline).await.ok()?;
         frames::decode::<Option<FleetView>>(&answer.body).ok()?
     }
 
@@ -194,15 +202,14 @@ impl<E: Env> Daemon for Backend<E> {
     }
 
     async fn view(&self) -> FleetView {
-        let until = rt::now() + UNHEARD_MAX;
+        let until = rt::now() + SIGHT_MAX;
         loop {
-            let view = self.ask_view().await;
-            let unheard = |v: &FleetView| v.nodes.values().any(|n| n.health == Health::Unknown);
-            match view {
-                // A new leader has heard of everybody within a moment; until then its sight would mislead.
-                Some(view) if unheard(&view) && rt::now() < until => sleep(UNHEARD_PAUSE).await,
-                view => return view.unwrap_or_else(|| self.blind_view()),
+            let view = self.ask_view(until.saturating_duration_since(rt::now())).await;
+            // Between two leaders, and right after a join, whole sight comes within a moment; until then an answer would mislead.
+            if self.own.removed() || view.as_ref().is_some_and(is_whole) || rt::now() >= until {
+                return view.unwrap_or_else(|| self.blind_view());
             }
+            sleep(SIGHT_PAUSE).await;
         }
     }
 

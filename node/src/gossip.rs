@@ -184,31 +184,27 @@ impl<E: Env> Gossiper<E> {
         // Without a leader a record may be of yesterday, and its address another node's by now.
         let lost = self.store.leader().is_none();
         let worth = |h: &&SocketAddr| lost || !records.iter().any(|r| r.addresses.contains(h));
-        let wire = self.env.wire();
-        let hinted = hints.iter().filter(worth).map(|h| {
-            let (wire, body) = (wire.clone(), body.clone());
-            async move { wire.call_at(*h, (frames::kind::GOSSIP, body), DEADLINE).await }
-        });
+        let hinted = hints.iter().filter(worth).map(|h| (*h, body.clone())).collect();
         let chosen = chosen.into_iter().map(|r| (r, body.clone())).collect();
-        let (asked, hinted) = futures::join!(self.ask(chosen), join_all(hinted));
+        let (asked, hinted) = futures::join!(self.ask(chosen), self.ask_at(hinted));
         for (answer, fellow, took) in &asked {
             if answer.is_ok() {
                 self.trips.note(NodeId(fellow.node), *took);
             }
         }
         let mut news = self.hear_refusals(&asked);
-        let mut differing = Vec::new();
+        let (mut differing, mut differing_at) = (Vec::new(), Vec::new());
         for (answer, fellow, _) in asked {
-            let Ok((_, body)) = answer else { continue };
-            news |= self.hear(&body).is_some_and(|(news, digests)| {
-                differing.push((fellow, digests));
-                news
-            });
+            let heard = answer.ok().and_then(|(_, body)| self.hear(&body));
+            news |= heard.as_ref().is_some_and(|(news, _)| *news);
+            differing.extend(heard.map(|(_, digests)| (fellow, digests)));
         }
-        for (_, body) in hinted.into_iter().flatten() {
-            news |= self.hear(&body).is_some_and(|(news, _)| news);
+        for (answer, at) in hinted {
+            let heard = answer.ok().and_then(|(_, body)| self.hear(&body));
+            news |= heard.as_ref().is_some_and(|(news, _)| *news);
+            differing_at.extend(heard.map(|(_, digests)| (at, digests)));
         }
-        news | self.tell_rest(differing).await
+        news | self.tell_rest(differing, differing_at).await
     }
 
     /// Whose turn it is, and besides those to whom the way is being measured.
@@ -244,6 +240,19 @@ impl<E: Env> Gossiper<E> {
         join_all(asked).await
     }
 
+    /// Asks whoever is at these addresses.
+    async fn ask_at(
+        &self,
+        whom: Vec<(SocketAddr, Bytes)>,
+    ) -> Vec<(Result<(u32, Bytes), TransportError>, SocketAddr)> {
+        let wire = self.env.wire();
+        let asked = whom.into_iter().map(|(at, body)| {
+            let wire = wire.clone();
+            async move { (wire.call_at(at, (frames::kind::GOSSIP, body), DEADLINE).await, at) }
+        });
+        join_all(asked).await
+    }
+
     /// Notes whether others say that this node was removed; returns whether that is news.
     fn hear_refusals(&self, asked: &[Asked<'_>]) -> bool {
         let refused = |(answer, ..): &Asked<'_>| matches!(answer, Err(TransportError::Refused(why)) if why.contains("was removed from the fleet"));
@@ -272,22 +281,30 @@ impl<E: Env> Gossiper<E> {
     }
 
     /// Tells those who know something else what they lack, now that their answers are known here.
-    async fn tell_rest(&self, answered: Vec<(&Record, Digests)>) -> bool {
-        let behind = {
-            let book = self.book.lock();
-            let rest = |(fellow, theirs)| {
-                let (records, digests) = (book.differing(&theirs), book.digests().clone());
-                (fellow, Gossip { records, digests })
-            };
-            answered.into_iter().map(rest).collect::<Vec<_>>()
-        };
-        let behind = behind.into_iter().filter(|(_, rest)| !rest.records.is_empty());
-        let behind = behind.map(|(fellow, rest)| (fellow, frames::encode(&rest))).collect();
+    async fn tell_rest(
+        &self,
+        answered: Vec<(&Record, Digests)>,
+        answered_at: Vec<(SocketAddr, Digests)>,
+    ) -> bool {
+        let behind = answered.into_iter().filter_map(|(r, theirs)| Some((r, self.rest(&theirs)?)));
+        let behind_at = answered_at.into_iter();
+        let behind_at = behind_at.filter_map(|(at, theirs)| Some((at, self.rest(&theirs)?)));
+        let (asked, hinted) =
+            futures::join!(self.ask(behind.collect()), self.ask_at(behind_at.collect()));
+        let answers = asked.into_iter().map(|(answer, ..)| answer);
         let mut news = false;
-        for (answer, ..) in self.ask(behind).await {
-            news |= answer.is_ok_and(|(_, body)| self.hear(&body).is_some_and(|(news, _)| news));
+        for (_, body) in answers.chain(hinted.into_iter().map(|(answer, _)| answer)).flatten() {
+            news |= self.hear(&body).is_some_and(|(news, _)| news);
         }
         news
+    }
+
+    /// What somebody lacks whose fingerprints these are, if anything.
+    fn rest(&self, theirs: &Digests) -> Option<Bytes> {
+        let book = self.book.lock();
+        let records = book.differing(theirs);
+        let digests = || book.digests().clone();
+        (!records.is_empty()).then(|| frames::encode(&Gossip { records, digests: digests() }))
     }
 }
 

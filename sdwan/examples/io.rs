@@ -260,7 +260,7 @@ fn turn(who: &str) -> Result<Box<dyn FnMut() -> Result<usize>>> {
         return Ok(Box::new(move || {
             let (path, kind) = (Path::from(to(PORTS[1])), Kind::default());
             for _ in 0..2 {
-                from.send(&Train { path, bytes: &payload, size: DATAGRAM, kind })?;
+                from.send(&Train { path, bytes: &payload, size: DATAGRAM, kind }, Instant::now())?;
             }
             all(WHOLE, || Ok(at.receive(&mut buffer)?.bytes.len()))
         }));

@@ -121,7 +121,7 @@ pub(super) async fn frame<D: Daemon>(
     kind: u32,
     body: Bytes,
 ) -> Result<(u32, Bytes), Status> {
-    // Whose vote is still needed may also say where it is, or nobody could reach it to end its vote.
+    // Whose vote is still needed is let in; the daemon hears no more of it than ends that vote.
     let retired = kind > raft_store::raft::kind::LAST && daemon.state().is_retired(from);
     if retired && !daemon.quorum_needs(from) {
         return Err(removed());

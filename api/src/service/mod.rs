@@ -145,9 +145,16 @@ impl<D: Daemon> Api<D> {
 
     /// Reads state and, beside it, what the leader sees.
     async fn scene(&self, read: Option<&proto::Read>) -> Result<Read, Status> {
-        let stale = read.is_some_and(|r| r.stale);
-        let snapshot = self.daemon.read(stale).await.map_err(from_call)?;
+        let linear = match read {
+            Some(read) if read.stale => None,
+            _ => Some(self.daemon.read(false).await.map_err(from_call)?),
+        };
         let view = self.daemon.view().await;
+        // What this node knows by now: sight of a new leader may have been waited for.
+        let snapshot = match linear {
+            Some(snapshot) => snapshot,
+            None => self.daemon.read(true).await.map_err(from_call)?,
+        };
         Ok(Read { snapshot, view, now: self.daemon.wall() })
     }
 }

@@ -244,7 +244,7 @@ fn after(e: &DaemonError, name: &str) -> String {
 fn start_log(global: &Global) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("SKEIN_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,sled=warn,boringtun=off"));
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=error,sled=warn,boringtun=off"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Already set only where a test runs several daemons in one process.
     let _ = match global.output {

@@ -130,25 +130,33 @@ fn choose(
     kept_sorted.sort_by_key(|n| (Some(n.id) != raft.me, !heard(n.id), preference(n)));
     let mut seats: Vec<&Node> =
         kept_sorted.into_iter().chain(fresh.iter().copied()).take(wanted).collect();
-    // Who came with a voter's ticket takes the seat of who did not, the leader's excepted.
+    // A silent voter keeps its seat until somebody can take it: shrinking would lower what is tolerated.
+    let mut lost: Vec<NodeId> = lost.into_iter().take(wanted - seats.len()).collect();
+    if (seats.len() + lost.len()).is_multiple_of(2) && lost.pop().is_none() {
+        seats.pop();
+    }
+    prefer_asked(&mut seats, &fresh, raft.me, |n| ready(raft, seen, now, n.id, true));
+    seats.into_iter().map(|n| n.id).chain(lost).collect()
+}
+
+/// Gives who came with a voter's ticket, and is settled, the seat of who did not. The leader keeps its own; one that leaves gives
+/// no seat away, since it hands over to whoever votes already.
+fn prefer_asked<'n>(
+    seats: &mut [&'n Node],
+    fresh: &[&'n Node],
+    leader: Option<NodeId>,
+    settled: impl Fn(&Node) -> bool,
+) {
+    if !seats.iter().any(|n| Some(n.id) == leader) {
+        return;
+    }
     let asked = |n: &Node| n.ticket_role == TicketRole::Voter;
     let seated: BTreeSet<NodeId> = seats.iter().map(|n| n.id).collect();
-    let unseated = fresh.into_iter().filter(|n| asked(n) && !seated.contains(&n.id));
-    let yielding = seats.iter_mut().rev().filter(|n| !asked(n) && Some(n.id) != raft.me);
+    let unseated = fresh.iter().filter(|n| asked(n) && !seated.contains(&n.id) && settled(n));
+    let yielding = seats.iter_mut().rev().filter(|n| !asked(n) && Some(n.id) != leader);
     for (seat, node) in yielding.zip(unseated) {
         *seat = node;
     }
-    let mut set: Vec<NodeId> = seats.into_iter().map(|n| n.id).collect();
-    // A silent voter keeps its seat until somebody can take it: shrinking would lower what is tolerated.
-    for id in lost {
-        if set.len() < wanted {
-            set.push(id);
-        }
-    }
-    if set.len().is_multiple_of(2) {
-        set.pop();
-    }
-    set.into_iter().collect()
 }
 
 fn is_there(raft: &Membership, seen: &Liveness, now: Instant, id: NodeId) -> bool {

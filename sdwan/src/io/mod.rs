@@ -25,7 +25,8 @@ use tokio::sync::oneshot;
 use tun::{SUPERPACKET_MAX, Tun};
 use udp::Udp;
 
-/// How often one side is read before the other one has its turn.
+/// How often one side is read before the other one has its turn, which it also has as soon as the outbox is full: what waits
+/// there, such as an answer that a sender needs to go on, waits for some 256 KiB at most.
 const BATCH: usize = 64;
 /// The thread looks up at least this often.
 const WAIT_MAX: Duration = Duration::from_millis(250);
@@ -173,9 +174,11 @@ impl Loop {
             }
             if from_udp {
                 self.read_udp();
+                self.flush();
             }
             if from_tun {
                 self.read_tun();
+                self.flush();
             }
             self.tunnel.handle_timeout(now());
             self.flush();
@@ -261,7 +264,9 @@ impl Loop {
                     break;
                 }
             }
-            self.flush_if_full();
+            if self.tunnel.is_full() {
+                break;
+            }
         }
     }
 
@@ -273,19 +278,15 @@ impl Loop {
                 // An ICMP answer to something that we sent: of no concern to others.
                 Err(_) => {}
             }
-            self.flush_if_full();
-        }
-    }
-
-    fn flush_if_full(&mut self) {
-        if self.tunnel.is_full() {
-            self.flush();
+            if self.tunnel.is_full() {
+                break;
+            }
         }
     }
 
     fn flush(&mut self) {
         let (tun, udp, taps) = (&mut self.tun, &mut self.udp, &mut self.taps);
-        let mut gone = None;
+        let (mut gone, at) = (None, now());
         self.tunnel.take_output(|output| {
             // A full queue drops packets, as any link does.
             let sent = match output {
@@ -295,11 +296,11 @@ impl Loop {
                     }
                     tun.send(offload, parts)
                 }
-                Output::Wire(train) => udp.send(&train).or_else(|e| match train.path.local {
+                Output::Wire(train) => udp.send(&train, at).or_else(|e| match train.path.local {
                     Some(local) if udp::is_gone(&e) => {
                         gone = Some(local);
                         let path = Path::from(train.path.remote);
-                        udp.send(&Train { path, ..train })
+                        udp.send(&Train { path, ..train }, at)
                     }
                     _ => Err(e),
                 }),

@@ -1,8 +1,10 @@
 //! The UDP socket of one overlay: both families on one port. Shell.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
@@ -16,6 +18,10 @@ use crate::tunnel::{Kind, Path, Train};
 
 /// Room for bursts while the thread is busy.
 const BUFFER: usize = 4 << 20;
+/// How long no train is tried where one was refused: the way there may lead through another device by then.
+const REFUSED_FOR: Duration = Duration::from_secs(300);
+/// How many such places are remembered.
+const REFUSED_MAX: usize = 4_096;
 
 /// An open socket.
 #[derive(Debug)]
@@ -23,8 +29,8 @@ pub struct Udp {
     socket: UdpSocket,
     dual: bool,
     control: Vec<u8>,
-    /// Whether many datagrams are sent in one piece; off once the way out cannot do it.
-    segments: bool,
+    /// Where the way out could not send many datagrams in one piece, and when that was.
+    refused: BTreeMap<IpAddr, Instant>,
     /// Whether many that came are read in one piece.
     gro: bool,
 }
@@ -37,7 +43,8 @@ impl Udp {
     pub fn bind(port: u16) -> Result<Self, ApplyError> {
         let error = |source| ApplyError::Udp { port, source };
         let control = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo, i32, i32, i32);
-        let new = |(socket, gro), dual| Self { socket, dual, control, segments: true, gro };
+        let new =
+            |(socket, gro), dual| Self { socket, dual, control, refused: BTreeMap::new(), gro };
         match open(Domain::IPV6, SocketAddr::from(([0u16; 8], port))) {
             Ok(opened) => Ok(new(opened, true)),
             Err(e)
@@ -51,9 +58,9 @@ impl Udp {
         }
     }
 
-    /// Whether datagrams are sent in one piece.
+    /// Whether datagrams are sent in one piece, wherever they go.
     pub fn sends_trains(&self) -> bool {
-        self.segments
+        self.refused.is_empty()
     }
 
     /// Whether datagrams are received in one piece.
@@ -100,28 +107,26 @@ impl Udp {
     ///
     /// # Errors
     /// When the kernel does not take them.
-    pub fn send(&mut self, train: &Train<'_>) -> io::Result<()> {
+    pub fn send(&mut self, train: &Train<'_>, now: Instant) -> io::Result<()> {
         if train.kind.whole {
             sys::set_too_large(&self.socket, self.dual, TooLarge::Lose)?;
-            let sent = self.send_fitting(train);
+            let sent = self.send_fitting(train, now);
             // Before the next one goes out; both were possible when the socket was opened.
             return sys::set_too_large(&self.socket, self.dual, TooLarge::Fragment).and(sent);
         }
-        self.send_fitting(train)
+        self.send_fitting(train, now)
     }
 
-    fn send_fitting(&mut self, train: &Train<'_>) -> io::Result<()> {
+    fn send_fitting(&mut self, train: &Train<'_>, now: Instant) -> io::Result<()> {
         if train.bytes.len() <= train.size {
             return self.send_once(train, None);
         }
-        if self.segments {
+        let to = train.path.remote.ip();
+        if !self.is_refused(to, now) {
             let size = u16::try_from(train.size).ok();
             match self.send_once(train, size) {
-                // The way out cannot compute checksums, so that it never will.
-                Err(e) if e.raw_os_error() == Some(libc::EIO) => {
-                    self.segments = false;
-                    tracing::info!("datagrams are sent one by one: the way out takes no trains");
-                }
+                // The device on the way out cannot compute checksums, so that it never will; others may.
+                Err(e) if e.raw_os_error() == Some(libc::EIO) => self.note_refused(to, now),
                 // The way to this peer has a smaller MTU: these datagrams must be fragmented, which trains are not.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => {}
                 done => return done,
@@ -133,6 +138,24 @@ impl Udp {
             first = first.and(sent);
         }
         first
+    }
+
+    fn is_refused(&mut self, to: IpAddr, now: Instant) -> bool {
+        let lately = |at: &Instant| now.saturating_duration_since(*at) < REFUSED_FOR;
+        if self.refused.get(&to).is_some_and(lately) {
+            return true;
+        }
+        self.refused.remove(&to);
+        false
+    }
+
+    fn note_refused(&mut self, to: IpAddr, now: Instant) {
+        if self.refused.is_empty() {
+            tracing::info!(%to, "datagrams are sent one by one: the way out takes no trains");
+        }
+        if self.refused.len() < REFUSED_MAX {
+            self.refused.insert(to, now);
+        }
     }
 
     fn send_once(&self, train: &Train<'_>, segment: Option<u16>) -> io::Result<()> {
@@ -211,9 +234,13 @@ fn open(domain: Domain, at: SocketAddr) -> io::Result<(UdpSocket, bool)> {
     if at.is_ipv6() {
         let _ = setsockopt(&socket, sockopt::Ipv6RecvTClass, &true);
     }
-    // The kernel may give less; that costs packets under load, not correctness.
-    let _ = socket.set_recv_buffer_size(BUFFER);
-    let _ = socket.set_send_buffer_size(BUFFER);
+    // Beyond net.core.rmem_max where we may (socket(7)). The kernel may give less; that costs packets under load, not correctness.
+    if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
+        let _ = socket.set_recv_buffer_size(BUFFER);
+    }
+    if setsockopt(&socket, sockopt::SndBufForce, &BUFFER).is_err() {
+        let _ = socket.set_send_buffer_size(BUFFER);
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&at.into())?;
     let socket = UdpSocket::from(socket);
@@ -225,12 +252,13 @@ fn open(domain: Domain, at: SocketAddr) -> io::Result<(UdpSocket, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::now;
 
     fn receive(udp: &mut Udp, buffer: &mut [u8]) -> Path {
         for _ in 0..200 {
             match udp.receive(buffer) {
                 Ok(train) => return train.path,
-                Err(_) => std::thread::sleep(std::time::Duration::from_millis(5)),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         }
         panic!("nothing came");
@@ -247,11 +275,21 @@ mod tests {
             peer.send_to(b"hello", (called, port)).unwrap();
             let path = receive(&mut udp, &mut buffer);
             assert_eq!(path, Path { remote: peer.local_addr().unwrap(), local: Some(called) });
-            udp.send(&Train::one(path, b"back")).unwrap();
+            udp.send(&Train::one(path, b"back"), now()).unwrap();
             assert_eq!(peer.recv_from(&mut buffer).unwrap().1, (called, port).into());
         }
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
         let gone = Path { remote: peer.local_addr().unwrap(), local: Some([192, 0, 2, 7].into()) };
-        assert!(is_gone(&udp.send(&Train::one(gone, b"back")).unwrap_err()));
+        assert!(is_gone(&udp.send(&Train::one(gone, b"back"), now()).unwrap_err()));
+    }
+
+    #[test]
+    fn a_way_that_takes_no_trains_is_tried_again_later_and_others_at_once() {
+        let mut udp = Udp::bind(0).unwrap();
+        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let now = now();
+        udp.note_refused(one, now);
+        assert!(udp.is_refused(one, now) && !udp.is_refused(other, now) && !udp.sends_trains());
+        assert!(!udp.is_refused(one, now + REFUSED_FOR) && udp.sends_trains());
     }
 }

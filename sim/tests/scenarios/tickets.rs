@@ -125,6 +125,12 @@ fn a_used_up_ticket_does_not_admit_a_second_machine() {
     let Some(lab) = two("usedup") else { return };
     let (ticket, id) = make(&lab, &[]);
     lab.run("n2", &["pkill", "-9", "-x", "skein"]);
+    let is_down = |name: &str| {
+        let node = lab.ask("n1", &["node", "show", name])?;
+        if node["state"] == "down" { Ok(()) } else { Err(node.to_string()) }
+    };
+    // While it counts as there, three could vote, of whom two would be gone in the end.
+    wait_for("n2 is down", 20, || is_down("n2"));
     let names = || -> Vec<String> {
         let status = lab.ask("n1", &["status"]).unwrap();
         let nodes = status["nodes"].as_array().cloned().unwrap();
@@ -133,10 +139,7 @@ fn a_used_up_ticket_does_not_admit_a_second_machine() {
     // Who is let in runs until its time is over; a next one at the same moment could make both vote.
     let admit = |ticket: &str, name: &str| {
         join(&lab, "n2", ticket, name);
-        wait_for(&format!("{name} came and went"), 20, || {
-            let node = lab.ask("n1", &["node", "show", name])?;
-            if node["state"] == "down" { Ok(()) } else { Err(node.to_string()) }
-        });
+        wait_for(&format!("{name} came and went"), 20, || is_down(name));
     };
     admit(&ticket, "first");
     assert_eq!(names(), ["n1", "n2", "first"]);

@@ -246,6 +246,57 @@ fn a_voters_ticket_takes_the_seat_of_who_had_none_once_it_is_settled() {
     assert_eq!(next(&l, &m), None);
 }
 
+fn asked_to_vote(l: &mut Leader, nodes: &[&str]) {
+    for id in ids(l, nodes) {
+        l.world.state.nodes.get_mut(&id).unwrap().ticket_role = TicketRole::Voter;
+    }
+}
+
+/// Lets time pass in which all others are heard.
+fn pass(l: &mut Leader, seconds: u64, except: &[&str]) {
+    for _ in 0..seconds * 10 {
+        l.now += ms(100);
+        hear_all(l, except);
+    }
+}
+
+#[test]
+fn a_newcomer_takes_a_free_seat_and_nobodys_before_it_is_settled() {
+    let mut l = fleet(5, 3);
+    asked_to_vote(&mut l, &["n4", "n5"]);
+    let m = raft(&l, &["n1", "n2", "n3"], &["n4", "n5"]);
+    pass(&mut l, 10, &[]);
+    remove(&mut l, "n3");
+    let free = ids(&l, &["n1", "n2", "n4"]);
+    assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(free)));
+    pass(&mut l, 50, &[]);
+    let all = ids(&l, &["n1", "n4", "n5"]);
+    assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(all)));
+}
+
+#[test]
+fn a_leader_that_leaves_hands_over_before_seats_are_given_away() {
+    let mut l = fleet(6, 3);
+    asked_to_vote(&mut l, &["n4", "n5", "n6"]);
+    let m = raft(&l, &["n1", "n2", "n3"], &["n4", "n5", "n6"]);
+    pass(&mut l, 61, &[]);
+    remove(&mut l, "n1");
+    let handed = next(&l, &m);
+    let voters = ["n2", "n3"].map(|n| Some(MembershipChange::Transfer(l.world.id(n))));
+    assert!(voters.contains(&handed), "{handed:?}");
+}
+
+#[test]
+fn an_odd_number_is_kept_without_losing_who_asked_to_vote() {
+    let mut l = fleet(5, 5);
+    asked_to_vote(&mut l, &["n5"]);
+    // n4 never comes up, so that four could vote, and three do.
+    let m = raft(&l, &["n1", "n2", "n3"], &["n4", "n5"]);
+    pass(&mut l, 61, &["n4"]);
+    let set = ids(&l, &["n1", "n2", "n5"]);
+    assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(set)));
+}
+
 /// How many of these members are heard.
 fn there(l: &Leader, of: &BTreeSet<NodeId>) -> usize {
     let live = |id: &NodeId| {
@@ -265,18 +316,26 @@ proptest! {
         silent in prop::collection::vec(any::<bool>(), 8),
         voting in prop::collection::vec(any::<bool>(), 8),
         removed in prop::collection::vec(prop::bool::weighted(0.2), 8),
+        asked in prop::collection::vec(any::<bool>(), 8),
+        young in prop::collection::vec(any::<bool>(), 8),
         lag in prop::collection::vec(0u64..200, 8),
     ) {
         let mut l = fleet(8, limit);
         let all: Vec<NodeId> = l.world.state.nodes.keys().copied().collect();
+        for (id, _) in all.iter().zip(&asked).skip(1).filter(|(_, a)| **a) {
+            l.world.state.nodes.get_mut(id).unwrap().ticket_role = TicketRole::Voter;
+        }
         let names: Vec<String> =
             l.world.state.nodes.values().map(|n| n.name.to_string()).collect();
         let quiet: Vec<&str> = names.iter().zip(&silent).skip(1)
             .filter(|(_, s)| **s).map(|(n, _)| n.as_str()).collect();
-        for _ in 0..620 {
-            l.now += ms(100);
-            hear_all(&mut l, &quiet);
-        }
+        let newcomers: BTreeSet<NodeId> =
+            all.iter().zip(&young).skip(1).filter(|(_, y)| **y).map(|(id, _)| *id).collect();
+        let absent: Vec<&str> = names.iter().zip(&all)
+            .filter(|(_, id)| newcomers.contains(id)).map(|(n, _)| n.as_str())
+            .chain(quiet.iter().copied()).collect();
+        pass(&mut l, 40, &absent);
+        pass(&mut l, 22, &quiet);
         let mut m = raft(&l, &["n1"], &[]);
         m.voters.extend(all.iter().zip(&voting).filter(|(_, v)| **v).map(|(id, _)| *id));
         if m.voters.len().is_multiple_of(2) {
@@ -312,6 +371,16 @@ proptest! {
                         members.is_empty() || set.len() >= m.voters.len() || gone
                             || m.voters.len() > wanted,
                         "{:?} lost a voter without need: {:?}", m.voters, set
+                    );
+                    // Who is heard and may stay yields to nobody who has just come.
+                    let newer = set.difference(&m.voters).filter(|id| newcomers.contains(id));
+                    let heard = m.voters.difference(&set).filter(|id| {
+                        l.world.state.nodes.contains_key(id)
+                            && l.seen.health(**id, l.now) == crate::plan::Health::Live
+                    });
+                    prop_assert!(
+                        newer.count() == 0 || heard.count() == 0,
+                        "{:?} became {:?}, of whom {:?} have just come", m.voters, set, newcomers
                     );
                     m.learners.extend(m.voters.difference(&set));
                     m.learners.retain(|id| !set.contains(id));
