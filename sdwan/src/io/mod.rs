@@ -174,11 +174,11 @@ impl Loop {
             }
             if from_udp {
                 self.read_udp();
+                // Room for the other direction, which would end its turn at once where the outbox is full.
                 self.flush();
             }
             if from_tun {
                 self.read_tun();
-                self.flush();
             }
             self.tunnel.handle_timeout(now());
             self.flush();
