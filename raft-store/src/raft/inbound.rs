@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use openraft::raft::TransferLeaderRequest;
+use openraft::raft::{AppendEntriesResponse, TransferLeaderRequest};
 
 use super::calls::{Attempt, PROPOSAL_MAX};
 use super::net::{Frame, Transport, kind};
@@ -13,6 +13,7 @@ use super::types::{Snapshot, Vote};
 use super::wire::{
     self, WireAppend, WireChunk, WireError, WireReply, WireTransfer, WireVoteRequest,
 };
+use crate::rt;
 
 /// No snapshot of ours comes near this; a sender that claims more is refused.
 const SNAPSHOT_MAX: u64 = 512 * 1024 * 1024;
@@ -72,7 +73,12 @@ impl<T: Transport> Store<T> {
             kind::APPEND => {
                 let rpc = wire::decode::<WireAppend>(body, "append").map_err(malformed)?;
                 let rpc = wire::get_append(rpc).map_err(malformed)?;
+                let arrived = rt::now();
                 let answer = self.raft().append_entries(rpc).await.map_err(stopped)?;
+                // One of an earlier term does not put an election off.
+                if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+                    self.heard().note(arrived);
+                }
                 Ok(Frame::of(kind::APPEND, &wire::put_appended(&answer)))
             }
             kind::VOTE | kind::PRE_VOTE => {

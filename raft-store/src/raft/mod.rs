@@ -6,6 +6,7 @@ mod log;
 mod machine;
 mod net;
 mod store;
+mod ticks;
 mod types;
 mod wire;
 

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::rt::watch;
+use crate::rt::{NodeRt, watch};
+use openraft::AsyncRuntime as _;
 use openraft::async_runtime::Instant as _;
 use openraft::{ChangeMembers, Config, Raft, SnapshotPolicy};
 use uuid::Uuid;
@@ -15,6 +16,7 @@ use super::inbound::Arriving;
 use super::log::LogStore;
 use super::machine::{self, Published, StateMachine};
 use super::net::{Network, Transport};
+use super::ticks::{self, Heard};
 use super::types::{Member, TypeConfig};
 use crate::disk::{Disk, Disks, Loaded, OpenError, Sled, SledOptions, SnapshotError, Snapshots};
 use crate::model::State;
@@ -117,12 +119,13 @@ impl<T: Transport> Clone for Store<T> {
     }
 }
 
-struct Inner<T> {
+pub(super) struct Inner<T> {
     id: u64,
-    raft: Raft<TypeConfig, StateMachine>,
+    pub(super) raft: Raft<TypeConfig, StateMachine>,
     transport: T,
     published: watch::Receiver<Published>,
     arriving: Arriving,
+    pub(super) heard: Heard,
 }
 
 fn raft_config(profile: Profile) -> Result<Config, StoreError> {
@@ -268,9 +271,14 @@ impl<T: Transport> Store<T> {
         let raft = Raft::new(config.id, raft_config, network, log, machine)
             .await
             .map_err(|e| StoreError::Raft(e.to_string()))?;
-        let arriving = Arriving::default();
-        let inner = Inner { id: config.id, raft, transport, published, arriving };
-        Ok(Self { inner: Arc::new(inner) })
+        let (arriving, heard) = (Arriving::default(), Heard::default());
+        let inner = Inner { id: config.id, raft, transport, published, arriving, heard };
+        let inner = Arc::new(inner);
+        let (_, patience, _) = config.profile.timers();
+        let ticks = ticks::keep(Arc::downgrade(&inner), Duration::from_millis(patience));
+        // A task of the node, which ends with Raft.
+        drop(NodeRt::spawn(ticks));
+        Ok(Self { inner })
     }
 
     pub(crate) fn raft(&self) -> &Raft<TypeConfig, StateMachine> {
@@ -283,6 +291,10 @@ impl<T: Transport> Store<T> {
 
     pub(crate) fn transport(&self) -> &T {
         &self.inner.transport
+    }
+
+    pub(crate) fn heard(&self) -> &Heard {
+        &self.inner.heard
     }
 
     pub(crate) fn arriving(&self) -> &Arriving {

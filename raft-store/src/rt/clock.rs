@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, Timeout};
 use super::scope::with_clock;
 
 /// One in a million, the unit of a clock's rate.
-const MILLION: i128 = 1_000_000;
+const MILLION: u64 = 1_000_000;
 
 /// A node's clock.
 #[derive(Debug, Default)]
@@ -29,15 +29,23 @@ struct Drift {
     ppm: i32,
 }
 
-/// Computes `d * times / by + more / by`.
-fn scaled(d: Duration, times: i128, by: i128, more: i128) -> Duration {
-    let nanos = i128::try_from(d.as_nanos()).unwrap_or(i128::MAX / (2 * MILLION));
-    Duration::from_nanos(u64::try_from((nanos * times + more) / by).unwrap_or(u64::MAX))
+/// Computes `(d * times + more) / by`.
+fn scaled(d: Duration, times: u64, by: u64, more: u64) -> Duration {
+    // A clock is read more often than anything else is done; a division of 64 bits does for what lasts some hours.
+    let nanos =
+        u64::try_from(d.as_nanos()).ok().and_then(|n| n.checked_mul(times)?.checked_add(more));
+    if let Some(nanos) = nanos {
+        return Duration::from_nanos(nanos / by);
+    }
+    let [times, by, more] = [times, by, more].map(u128::from);
+    let nanos = d.as_nanos().saturating_mul(times).saturating_add(more) / by;
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
 impl Drift {
-    fn rate(self) -> i128 {
-        MILLION + i128::from(self.ppm)
+    /// A clock that stood still, or went backwards, would be none.
+    fn rate(self) -> u64 {
+        MILLION.saturating_add_signed(self.ppm.into()).max(1)
     }
 
     fn show(self, global: Instant) -> Instant {
