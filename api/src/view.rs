@@ -279,8 +279,8 @@ impl Scene<'_> {
     }
 
     fn cluster_waits(&self, c: &Cluster) -> Vec<String> {
-        let of = |n: &&Node| n.assignment.as_ref().is_some_and(|a| a.cluster == Some(c.id));
-        let nodes = self.state.nodes.values().filter(of);
+        let of = |n: &Node| n.assignment.as_ref().is_some_and(|a| a.cluster == Some(c.id));
+        let nodes = self.state.nodes.values().filter(|n| of(n));
         let mut waits: Vec<String> = nodes
             .filter_map(|n| Some(format!("{}: {}", n.name, self.node_waits(n).into_iter().next()?)))
             .collect();

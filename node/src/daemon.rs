@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use api::tls::{Papers, TlsError};
 use raft_store::model::NodeId;
-use raft_store::raft::{Profile, Store, StoreConfig, StoreError};
+use raft_store::raft::{Profile, Published, Store, StoreConfig, StoreError};
 use raft_store::rt::{Scope, sleep, timeout, watch};
 use raft_store::seal::FleetKey;
 use tokio::sync::mpsc;
@@ -267,9 +267,11 @@ async fn open_key<W: crate::env::Wire>(
 ) {
     let sealing = zeroize::Zeroizing::new(sealing);
     loop {
-        let published = store.published();
-        let boxed = published.state.nodes.get(&me).and_then(|n| n.key_box.as_ref());
-        match boxed.map(|b| FleetKey::unbox(b, &sealing)) {
+        let Published { index, state } = store.published();
+        let boxed = state.nodes.get(&me).and_then(|n| n.key_box.clone());
+        // A state that is kept has to be copied when it changes.
+        drop(state);
+        match boxed.map(|b| FleetKey::unbox(&b, &sealing)) {
             Some(Ok(opened)) => {
                 key.send_replace(Some(opened));
                 return;
@@ -279,7 +281,7 @@ async fn open_key<W: crate::env::Wire>(
             }
             None => {}
         }
-        store.changed(published.index).await;
+        store.changed(index).await;
     }
 }
 

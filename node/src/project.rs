@@ -326,7 +326,7 @@ pub(crate) mod tests {
         let mut state = lab();
         let secrets = secrets();
         for id in [3, 32] {
-            let node = state.nodes.get_mut(&NodeId(id)).unwrap();
+            let node = state.node_mut(NodeId(id)).unwrap();
             node.assignment.as_mut().unwrap().leaving = true;
         }
         let waits = spec(&state, 3, Some(&secrets), false);

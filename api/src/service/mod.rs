@@ -145,16 +145,13 @@ impl<D: Daemon> Api<D> {
 
     /// Reads state and, beside it, what the leader sees.
     async fn scene(&self, read: Option<&proto::Read>) -> Result<Read, Status> {
-        let linear = match read {
-            Some(read) if read.stale => None,
-            _ => Some(self.daemon.read(false).await.map_err(from_call)?),
-        };
+        let stale = read.is_some_and(|read| read.stale);
+        let mut snapshot = self.daemon.read(stale).await.map_err(from_call)?;
         let view = self.daemon.view().await;
-        // What this node knows by now: sight of a new leader may have been waited for.
-        let snapshot = match linear {
-            Some(snapshot) => snapshot,
-            None => self.daemon.read(true).await.map_err(from_call)?,
-        };
+        if stale {
+            // What this node knows by now: sight of a new leader may have been waited for.
+            snapshot = self.daemon.read(true).await.map_err(from_call)?;
+        }
         Ok(Read { snapshot, view, now: self.daemon.wall() })
     }
 }

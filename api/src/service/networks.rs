@@ -267,17 +267,18 @@ fn network_of(state: &State, me: NodeId, r: &proto::PingRequest) -> Result<Strin
         let is_peer = |node: &raft_store::model::Node| {
             node.name.as_str() == r.peer && node.networks.contains_key(&n.id)
         };
-        device || state.nodes.values().any(is_peer)
+        device || state.nodes.values().any(|n| is_peer(n))
     };
     let mine: Vec<&Network> =
         if r.network.is_empty() { mine.collect() } else { vec![find(state, &r.network)?] };
     let shared: Vec<&Network> = mine.iter().copied().filter(there).collect();
     match shared.as_slice() {
         [] => {
-            let member = |n: &&raft_store::model::Node| {
-                mine.iter().any(|network| n.networks.contains_key(&network.id))
-            };
-            let nodes = state.nodes.values().filter(member).map(|n| &n.name);
+            let nodes = state
+                .nodes
+                .values()
+                .filter(|n| mine.iter().any(|network| n.networks.contains_key(&network.id)));
+            let nodes = nodes.map(|n| &n.name);
             let devices = mine.iter().flat_map(|network| network.devices.keys());
             Err(not_found("peer", &r.peer, &list(nodes.chain(devices))))
         }

@@ -409,11 +409,11 @@ fn identity(cluster: &Cluster, node: &Node) -> k3s::Identity {
 
 /// Servers that will not stay, and should not lead etcd.
 fn not_to_lead(state: &State, cluster: &Cluster) -> Vec<k3s::Identity> {
-    let going = |n: &&Node| {
+    let going = |n: &Node| {
         let a = n.assignment.as_ref().filter(|a| a.cluster == Some(cluster.id));
         a.is_some_and(|a| a.role == Role::K3sServer && (a.leaving || n.drain.is_some()))
     };
-    state.nodes.values().filter(going).map(|n| identity(cluster, n)).collect()
+    state.nodes.values().filter(|n| going(n)).map(|n| identity(cluster, n)).collect()
 }
 
 /// Tells whether a drain's time is over.
@@ -482,7 +482,7 @@ mod tests {
     #[test]
     fn leadership_goes_to_servers_that_stay() {
         let mut state = lab();
-        let node = state.nodes.get_mut(&NodeId(5)).unwrap();
+        let node = state.node_mut(NodeId(5)).unwrap();
         node.assignment.as_mut().unwrap().leaving = true;
         let cluster = state.clusters.values().next().unwrap();
         let avoided: Vec<String> =

@@ -94,7 +94,7 @@ mod tests {
         assert!(matches!(report, Some(Command::ReportPods { cidrs, .. }) if cidrs == [free]));
         assert_eq!(pods.refused(), None);
         assert!(pods.is_due(&state.nodes[&one], now), "unknown ones are asked for");
-        let a = state.nodes.get_mut(&one).unwrap().assignment.as_mut().unwrap();
+        let a = state.node_mut(one).unwrap().assignment.as_mut().unwrap();
         a.pods.cidrs = vec![free];
         now += REFUSED;
         assert!(!pods.is_due(&state.nodes[&one], now), "known ones seldom change");
@@ -108,7 +108,7 @@ mod tests {
         let outside = "192.0.2.0/24".parse().unwrap();
         assert_eq!(pods.report(&state, &state.nodes[&NodeId(1)], vec![outside], now), None);
         assert!(pods.refused().unwrap().contains("outside"), "{pods:?}");
-        let node = state.nodes.get_mut(&NodeId(1)).unwrap();
+        let node = state.node_mut(NodeId(1)).unwrap();
         node.assignment.as_mut().unwrap().leaving = true;
         now += KNOWN;
         assert!(!pods.is_due(node, now));

@@ -1,8 +1,10 @@
 //! Clusters and roles: creation, assignment, unassignment, and which cluster a role belongs to. Pure.
 
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::json;
-use std::net::Ipv4Addr;
 
 use super::command::{Change, CreateCluster, list, repeated};
 use super::reject::{RejectCode, Rejection};
@@ -336,7 +338,7 @@ impl Context<'_> {
     ) -> Result<(), Rejection> {
         let id = self.node_id(node)?;
         let (at, order) = (self.at, (self.index << 10) + offset);
-        if let Some(node) = self.state.nodes.get_mut(&id) {
+        if let Some(node) = self.state.node_mut(id) {
             node.assignment = Some(Assignment {
                 role,
                 cluster,
@@ -377,11 +379,12 @@ impl Context<'_> {
             return;
         };
         let (cluster, network) = (only.id, only.network);
-        for node in self.state.nodes.values_mut() {
-            let in_network = node.networks.contains_key(&network);
-            if let Some(a) =
-                node.assignment.as_mut().filter(|a| a.cluster.is_none() && !a.leaving && in_network)
-            {
+        let waits = |n: &crate::model::Node| {
+            let free = n.assignment.as_ref().is_some_and(|a| a.cluster.is_none() && !a.leaving);
+            free && n.networks.contains_key(&network)
+        };
+        for node in self.state.nodes.values_mut().filter(|n| waits(n)) {
+            if let Some(a) = &mut Arc::make_mut(node).assignment {
                 a.cluster = Some(cluster);
             }
         }

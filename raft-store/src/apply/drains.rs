@@ -19,7 +19,7 @@ impl Context<'_> {
         force: bool,
     ) -> Applied {
         let id = self.node_id(name)?;
-        if let Some(running) = self.state.nodes.get_mut(&id).and_then(|n| n.drain.as_mut())
+        if let Some(running) = self.state.node_mut(id).and_then(|n| n.drain.as_mut())
             && (running.stop || !stop)
         {
             // Asked again, it is the same drain; whoever asks may hurry it.
@@ -40,7 +40,7 @@ impl Context<'_> {
             message: None,
             since: self.at,
         };
-        if let Some(node) = self.state.nodes.get_mut(&id) {
+        if let Some(node) = self.state.node_mut(id) {
             node.drain = Some(drain);
         }
         let cluster = self.state.nodes[&id].assignment.as_ref().and_then(|a| a.cluster);
@@ -59,7 +59,7 @@ impl Context<'_> {
         message: Option<&str>,
     ) -> Applied {
         let must_move = self.must_move_vip(id);
-        let Some(node) = self.state.nodes.get_mut(&id) else {
+        let Some(node) = self.state.node_mut(id) else {
             return Ok(Change::Nothing);
         };
         let (name, cluster) = (node.name.clone(), node.assignment.as_ref().and_then(|a| a.cluster));
@@ -104,7 +104,7 @@ impl Context<'_> {
 
     pub(super) fn undrain(&mut self, name: &Name) -> Applied {
         let id = self.node_id(name)?;
-        let Some(node) = self.state.nodes.get_mut(&id) else {
+        let Some(node) = self.state.node_mut(id) else {
             return Ok(Change::Nothing);
         };
         if node.drain.take().is_none() {
@@ -156,8 +156,8 @@ pub fn drain_guard(
     let force = format!("skein drain {} --force", node.name);
     let vip = state.vips.values().find(|v| v.cluster == cluster && v.holder == Some(id));
     if let Some(vip) = vip {
-        let candidate = |n: &&Node| n.id != id && live(n.id) && state.candidacy(vip, n).is_ok();
-        if !state.nodes.values().any(|n| candidate(&n)) {
+        let candidate = |n: &Node| n.id != id && live(n.id) && state.candidacy(vip, n).is_ok();
+        if !state.nodes.values().any(|n| candidate(n)) {
             let why = format!(
                 "it holds VIP {} and no other server can take it: the API would be gone",
                 vip.name

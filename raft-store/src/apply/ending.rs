@@ -30,8 +30,8 @@ impl Context<'_> {
             c.bootstrap = None;
             c.ghosts.clear();
         }
-        let member = |n: &&crate::model::Node| n.member_of(id).is_some();
-        let members: Vec<NodeId> = self.state.nodes.values().filter(member).map(|n| n.id).collect();
+        let members = self.state.nodes.values().filter(|n| n.member_of(id).is_some());
+        let members: Vec<NodeId> = members.map(|n| n.id).collect();
         self.emit(
             "system.k3s.cluster.decommissioning",
             Severity::High,
@@ -49,7 +49,7 @@ impl Context<'_> {
     /// Marks a node's role as to be undone, and says so.
     pub(super) fn start_leaving(&mut self, id: NodeId) {
         let at = self.at;
-        let Some(a) = self.state.nodes.get_mut(&id).and_then(|n| n.assignment.as_mut()) else {
+        let Some(a) = self.state.node_mut(id).and_then(|n| n.assignment.as_mut()) else {
             return;
         };
         a.leaving = true;
@@ -73,7 +73,7 @@ impl Context<'_> {
             return Ok(Change::Nothing);
         }
         self.unassign_role(name, false)?;
-        if let Some(node) = self.state.nodes.get_mut(&id) {
+        if let Some(node) = self.state.node_mut(id) {
             node.terminating = true;
         }
         self.emit(
@@ -89,8 +89,8 @@ impl Context<'_> {
 
     /// Removes a node that is to leave and has no role any more.
     pub(super) fn finish_termination(&mut self, id: NodeId) -> Result<(), Rejection> {
-        let done = |n: &&crate::model::Node| n.terminating && n.assignment.is_none();
-        let Some(name) = self.state.nodes.get(&id).filter(done).map(|n| n.name.clone()) else {
+        let done = self.state.nodes.get(&id).filter(|n| n.terminating && n.assignment.is_none());
+        let Some(name) = done.map(|n| n.name.clone()) else {
             return Ok(());
         };
         self.retire(&name, "terminated").map(drop)

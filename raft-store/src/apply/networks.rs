@@ -158,7 +158,7 @@ impl Context<'_> {
             return Ok(Change::Nothing);
         }
         let address = self.take_address(network)?;
-        if let Some(node) = self.state.nodes.get_mut(&id) {
+        if let Some(node) = self.state.node_mut(id) {
             node.networks.insert(network, address);
         }
         self.emit(

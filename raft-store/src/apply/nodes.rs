@@ -75,7 +75,7 @@ impl Context<'_> {
         if let Some(old) = &node.assignment {
             self.leave_ghost(name, &node.networks, old);
         }
-        Ok(node.assignment)
+        Ok(node.assignment.clone())
     }
 
     /// Remembers that Kubernetes still has a node of this name, and etcd perhaps a member.

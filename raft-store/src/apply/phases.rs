@@ -41,7 +41,7 @@ impl Context<'_> {
         let upgraded =
             phase == Phase::Ready && !entered && r.version.is_some() && r.version != before.version;
         let at = self.at;
-        if let Some(a) = self.state.nodes.get_mut(&r.node).and_then(|n| n.assignment.as_mut()) {
+        if let Some(a) = self.state.node_mut(r.node).and_then(|n| n.assignment.as_mut()) {
             a.phase = phase;
             a.message.clone_from(&r.message);
             if r.version.is_some() {
@@ -309,7 +309,7 @@ impl Context<'_> {
                 "instance": name, "role": a.role.module(),
             }),
         );
-        if let Some(n) = self.state.nodes.get_mut(&node) {
+        if let Some(n) = self.state.node_mut(node) {
             n.assignment = None;
             let (name, networks) = (n.name.clone(), n.networks.clone());
             self.leave_ghost(&name, &networks, a);

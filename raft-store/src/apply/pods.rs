@@ -59,7 +59,7 @@ impl Context<'_> {
             return Err(refused(self.state, node, RejectCode::Stale, why));
         }
         pods_guard(self.state, node, &cidrs)?;
-        if let Some(a) = self.state.nodes.get_mut(&node).and_then(|n| n.assignment.as_mut())
+        if let Some(a) = self.state.node_mut(node).and_then(|n| n.assignment.as_mut())
             && a.pods.cidrs != cidrs
         {
             a.pods.cidrs = cidrs;

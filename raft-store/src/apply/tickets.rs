@@ -1,5 +1,7 @@
 //! Founding, tickets, admission and removal of nodes' identities and operators. Pure.
 
+use std::sync::Arc;
+
 use serde_json::json;
 use uuid::Uuid;
 
@@ -234,7 +236,7 @@ impl Context<'_> {
         // The replaced node's identity is refused from then on: its successor cannot bear it.
         let reborn = old.is_some_and(|o| o.uuid == new.uuid);
         let device = self.device_key_taken(&new.wireguard);
-        if others().any(taken) || reborn || device || self.state.is_retired(new.uuid) {
+        if others().any(|n| taken(n)) || reborn || device || self.state.is_retired(new.uuid) {
             return Err(Rejection::new(
                 RejectCode::Exists,
                 what,
@@ -264,7 +266,7 @@ impl Context<'_> {
         let at = self.at;
         self.state.nodes.insert(
             id,
-            Node {
+            Arc::new(Node {
                 id,
                 uuid: new.uuid,
                 name: new.name.clone(),
@@ -277,12 +279,12 @@ impl Context<'_> {
                 drain: None,
                 terminating: false,
                 at,
-            },
+            }),
         );
     }
 
     pub(super) fn hand_key(&mut self, node: NodeId, key_box: &Sealed) -> Applied {
-        if let Some(node) = self.state.nodes.get_mut(&node) {
+        if let Some(node) = self.state.node_mut(node) {
             node.key_box.get_or_insert_with(|| key_box.clone());
         }
         Ok(Change::Nothing)

@@ -1,6 +1,7 @@
 //! What happened, for operators: a bounded ring in replicated state. Pure.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -59,7 +60,8 @@ pub struct Event {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventRing {
     last: u64,
-    events: VecDeque<Event>,
+    /// Shared, since each change of the state copies it.
+    events: VecDeque<Arc<Event>>,
 }
 
 impl EventRing {
@@ -70,7 +72,7 @@ impl EventRing {
         if self.events.len() == KEPT {
             self.events.pop_front();
         }
-        self.events.push_back(event);
+        self.events.push_back(Arc::new(event));
     }
 
     /// Returns the newest event's index, 0 if there was none.
@@ -81,6 +83,6 @@ impl EventRing {
     /// Iterates from oldest to newest over kept events with an index above `after`.
     pub fn after(&self, after: u64) -> impl DoubleEndedIterator<Item = &Event> {
         let skip = self.events.partition_point(|e| e.index <= after);
-        self.events.range(skip..)
+        self.events.range(skip..).map(|e| &**e)
     }
 }

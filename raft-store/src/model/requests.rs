@@ -1,6 +1,7 @@
 //! Outcomes of the newest requests, found by id for retries and forgotten by age. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -21,15 +22,16 @@ pub struct Remembered {
 
 /// The newest requests' outcomes; written as a map by id.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(from = "BTreeMap<RequestId, Remembered>")]
+#[serde(from = "BTreeMap<RequestId, Arc<Remembered>>")]
 pub struct Requests {
-    by_id: BTreeMap<RequestId, Remembered>,
+    /// Shared, since each change of the state copies them.
+    by_id: BTreeMap<RequestId, Arc<Remembered>>,
     /// Follows from the map; without it the oldest would be looked for among all.
     by_age: BTreeSet<(u64, RequestId)>,
 }
 
-impl From<BTreeMap<RequestId, Remembered>> for Requests {
-    fn from(by_id: BTreeMap<RequestId, Remembered>) -> Self {
+impl From<BTreeMap<RequestId, Arc<Remembered>>> for Requests {
+    fn from(by_id: BTreeMap<RequestId, Arc<Remembered>>) -> Self {
         let by_age = by_id.iter().map(|(id, r)| (r.index, *id)).collect();
         Self { by_id, by_age }
     }
@@ -44,7 +46,7 @@ impl Serialize for Requests {
 impl Requests {
     /// Returns what came of a request, if that is still remembered.
     pub fn get(&self, id: &RequestId) -> Option<&Remembered> {
-        self.by_id.get(id)
+        self.by_id.get(id).map(|r| &**r)
     }
 
     /// Returns how many are remembered.
@@ -65,7 +67,7 @@ impl Requests {
             self.by_id.remove(&oldest);
         }
         let index = remembered.index;
-        if let Some(former) = self.by_id.insert(id, remembered) {
+        if let Some(former) = self.by_id.insert(id, Arc::new(remembered)) {
             self.by_age.remove(&(former.index, id));
         }
         self.by_age.insert((index, id));

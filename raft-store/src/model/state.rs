@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
@@ -22,8 +23,8 @@ pub struct State {
     pub schema_level: u32,
     /// Absent until the fleet is founded.
     pub fleet: Option<Fleet>,
-    /// Members.
-    pub nodes: BTreeMap<NodeId, Node>,
+    /// Members; shared, since each change of the state copies them.
+    pub nodes: BTreeMap<NodeId, Arc<Node>>,
     /// Removed members.
     pub retired: BTreeMap<NodeId, Retired>,
     /// Overlay networks.
@@ -43,14 +44,19 @@ pub struct State {
 }
 
 impl State {
+    /// Finds a node to change it.
+    pub fn node_mut(&mut self, id: NodeId) -> Option<&mut Node> {
+        self.nodes.get_mut(&id).map(Arc::make_mut)
+    }
+
     /// Finds a node by name.
     pub fn node_named(&self, name: &Name) -> Option<&Node> {
-        self.nodes.values().find(|n| n.name == *name)
+        self.nodes.values().map(|n| &**n).find(|n| n.name == *name)
     }
 
     /// Finds a node by the identity in its certificate.
     pub fn node_by_uuid(&self, uuid: Uuid) -> Option<&Node> {
-        self.nodes.values().find(|n| n.uuid == uuid)
+        self.nodes.values().map(|n| &**n).find(|n| n.uuid == uuid)
     }
 
     /// Tells whether the identity belonged to a node that was removed.
@@ -100,7 +106,7 @@ impl State {
         let mut found: Vec<_> = self
             .nodes
             .values()
-            .filter_map(|n| n.member_of(cluster).map(|a| (n, a)))
+            .filter_map(|n| n.member_of(cluster).map(|a| (&**n, a)))
             .filter(|(_, a)| a.role == role)
             .collect();
         found.sort_by_key(|(n, a)| (a.order, n.id));

@@ -74,7 +74,7 @@ pub fn plan_membership(
     if let Some(next) = &raft.joint {
         return Some(MembershipChange::SetVoters(next.clone()));
     }
-    let known = |n: &&Node| raft.voters.contains(&n.id) || raft.learners.contains(&n.id);
+    let known = |n: &Node| raft.voters.contains(&n.id) || raft.learners.contains(&n.id);
     let missing = state.nodes.values().filter(|n| !known(n));
     let missing: BTreeMap<NodeId, Uuid> = missing.map(|n| (n.id, n.uuid)).collect();
     if !missing.is_empty() {
@@ -120,11 +120,12 @@ fn choose(
     let mut fresh: Vec<&Node> = raft
         .learners
         .iter()
-        .filter_map(|id| state.nodes.get(id))
+        .filter_map(|id| state.nodes.get(id).map(|n| &**n))
         .filter(|n| ready(raft, seen, now, n.id, grown))
         .collect();
     fresh.sort_by_key(|n| preference(n));
-    let mut kept_sorted: Vec<&Node> = kept.iter().filter_map(|id| state.nodes.get(id)).collect();
+    let mut kept_sorted: Vec<&Node> =
+        kept.iter().filter_map(|id| state.nodes.get(id).map(|n| &**n)).collect();
     // Where the fleet shrinks, the leader stays, then those that are heard, then those that are preferred.
     let heard = |id: NodeId| is_there(raft, seen, now, id);
     kept_sorted.sort_by_key(|n| (Some(n.id) != raft.me, !heard(n.id), preference(n)));

@@ -24,7 +24,7 @@ fn doubled(state: &State) -> State {
         let mut inside = state.nodes.values().filter(|n| n.networks.contains_key(network)).rev();
         if let (Some(last), Some(other)) = (inside.next(), inside.next())
             && let Some(address) = other.networks.get(network)
-            && let Some(node) = wrong.nodes.get_mut(&last.id)
+            && let Some(node) = wrong.node_mut(last.id)
         {
             node.networks.insert(*network, *address);
         }

@@ -224,7 +224,7 @@ fn machines_with_a_voters_ticket_and_servers_are_preferred() {
 fn a_voters_ticket_takes_the_seat_of_who_had_none_once_it_is_settled() {
     let mut l = fleet(4, 3);
     let n4 = l.world.id("n4");
-    l.world.state.nodes.get_mut(&n4).unwrap().ticket_role = TicketRole::Voter;
+    l.world.state.node_mut(n4).unwrap().ticket_role = TicketRole::Voter;
     let m = raft(&l, &["n1", "n2", "n3"], &["n4"]);
     for _ in 0..599 {
         l.now += ms(100);
@@ -248,7 +248,7 @@ fn a_voters_ticket_takes_the_seat_of_who_had_none_once_it_is_settled() {
 
 fn asked_to_vote(l: &mut Leader, nodes: &[&str]) {
     for id in ids(l, nodes) {
-        l.world.state.nodes.get_mut(&id).unwrap().ticket_role = TicketRole::Voter;
+        l.world.state.node_mut(id).unwrap().ticket_role = TicketRole::Voter;
     }
 }
 
@@ -323,7 +323,7 @@ proptest! {
         let mut l = fleet(8, limit);
         let all: Vec<NodeId> = l.world.state.nodes.keys().copied().collect();
         for (id, _) in all.iter().zip(&asked).skip(1).filter(|(_, a)| **a) {
-            l.world.state.nodes.get_mut(id).unwrap().ticket_role = TicketRole::Voter;
+            l.world.state.node_mut(*id).unwrap().ticket_role = TicketRole::Voter;
         }
         let names: Vec<String> =
             l.world.state.nodes.values().map(|n| n.name.to_string()).collect();
