@@ -225,7 +225,8 @@ impl Book {
     /// Returns the hosts at which a node is reached, without repetition.
     pub fn hosts(&self, uuid: Uuid) -> Vec<IpAddr> {
         let mut hosts: Vec<IpAddr> = Vec::new();
-        for ip in self.addresses(uuid).iter().map(SocketAddr::ip) {
+        let record = self.records.get(&uuid);
+        for ip in record.iter().flat_map(|r| &r.addresses).map(SocketAddr::ip) {
             if !hosts.contains(&ip) {
                 hosts.push(ip);
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use raft_store::model::{Generation, NodeId, State, VipId};
+use raft_store::model::{Generation, NextHolder, NodeId, State, Vip, VipId};
 use raft_store::plan::PreparedVip;
 use raft_store::rt::watch;
 use raft_store::rt::{self, sleep_until, timeout};
@@ -20,8 +20,10 @@ use crate::whereabouts::Digests;
 
 /// Without a change, the devices are looked at this often.
 const PERIOD: Duration = Duration::from_millis(500);
-/// Between two looks at least this, however fast the state changes.
+/// Between two looks at least this, however fast VIPs move.
 const REST: Duration = Duration::from_millis(10);
+/// And so much for each node where no VIP moved: while many join, the fleet must not be projected for each of them.
+const REST_FOR_EACH: Duration = Duration::from_micros(200);
 /// After a planned move, connections that were begun before it stay with the former holder for this long.
 const HANDOVER: Duration = Duration::from_millis(500);
 /// The former holder keeps the address longer than that, since others hear of the move at another time than it.
@@ -36,6 +38,18 @@ struct Inputs {
     book: Digests,
     /// VIPs that moved a moment ago, each with its former holder.
     former: BTreeMap<VipId, NodeId>,
+}
+
+/// Where a VIP is, and where it is to go.
+type Place = (VipId, Generation, Option<NextHolder>);
+
+fn places(state: &State) -> Vec<Place> {
+    state.vips.values().map(|v| (v.id, v.generation, v.next)).collect()
+}
+
+fn rest(nodes: usize) -> Duration {
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    REST_FOR_EACH.saturating_mul(nodes).clamp(REST, PERIOD)
 }
 
 /// The overlay's agent; it alone changes the devices.
@@ -92,6 +106,10 @@ impl<E: Env> OverlayAgent<E> {
             let mut specs = self.project(&state, applied);
             self.linger(&before, &mut specs, rt::now());
             before.clone_from(&specs);
+            let own = self.own(&state);
+            let (places, rested) = (places(&state), looked + rest(state.nodes.len()));
+            // A state that is kept has to be copied when it changes.
+            drop(state);
             let failure = self.mesh.apply(specs).await.err();
             if failure != self.failure {
                 match &failure {
@@ -102,26 +120,40 @@ impl<E: Env> OverlayAgent<E> {
             }
             let now = rt::now();
             self.failing_since = failure.as_ref().map(|_| self.failing_since.unwrap_or(now));
-            self.tell(&state, failure);
+            self.tell(own, failure);
             self.cut(dead).await;
             // No more often than the period, however fast the state changes: a move must not wait for figures.
             if counted.is_none_or(|at| rt::elapsed(at) >= PERIOD) {
                 counted = Some(rt::now());
                 self.status.send_replace(self.mesh.status().await);
             }
-            drop(state);
             sleep_until(looked + REST).await;
-            // Sooner when something changed; the period catches addresses that others removed.
-            let over = self.former.values().map(|(_, until)| *until).min();
-            let left = over.map(|at| at.saturating_duration_since(rt::now()));
-            let wait = left.map_or(PERIOD, |left| left.min(PERIOD));
-            let store = self.shared.store.clone();
+            self.wait(applied, &places, rested).await;
+        }
+    }
+
+    /// Waits until a VIP is in another place than these, something else changed and the rest is over, somebody asks, or
+    /// the period ends: it catches addresses that others removed.
+    async fn wait(&mut self, applied: u64, before: &[Place], rested: Instant) {
+        let over = self.former.values().map(|(_, until)| *until).min();
+        let mut until = over.map_or(rt::now() + PERIOD, |over| over.min(rt::now() + PERIOD));
+        let store = self.shared.store.clone();
+        let mut seen = applied;
+        loop {
+            let left = until.saturating_duration_since(rt::now());
             tokio::select! {
                 biased;
                 // First, since commits may come without a pause; each turn looks at the state anyway.
-                Some(ask) = self.asks.recv() => self.answer(ask),
-                _ = timeout(wait, store.changed(applied)) => {}
+                Some(ask) = self.asks.recv() => return self.answer(ask),
+                changed = timeout(left, store.changed(seen)) => match changed {
+                    Ok(index) => seen = index,
+                    Err(_) => return,
+                },
             }
+            if rt::now() >= rested || places(&store.state()) != before {
+                return;
+            }
+            until = until.min(rested);
         }
     }
 
@@ -179,19 +211,19 @@ impl<E: Env> OverlayAgent<E> {
         self.lingering.retain(|_, until| now < *until + PERIOD * 4);
     }
 
-    fn tell(&self, state: &State, failure: Option<String>) {
+    /// The VIPs that this node is to have, and which route of the host is in a network's way.
+    fn own(&self, state: &State) -> (Vec<PreparedVip>, Option<String>) {
         let me = self.shared.me;
-        let mine = state
-            .vips
-            .values()
-            .filter(|v| v.holder == Some(me) || v.next.is_some_and(|n| n.node == me));
-        let vips = match failure {
-            None => mine.map(|v| PreparedVip { vip: v.id, generation: v.generation }).collect(),
-            Some(_) => Vec::new(),
-        };
+        let mine = |v: &&Vip| v.holder == Some(me) || v.next.is_some_and(|n| n.node == me);
+        let mine = state.vips.values().filter(mine);
+        let prepared = mine.map(|v| PreparedVip { vip: v.id, generation: v.generation });
+        (prepared.collect(), route_clash(state, me, &self.shared.env.routes()))
+    }
+
+    fn tell(&self, (vips, clash): (Vec<PreparedVip>, Option<String>), failure: Option<String>) {
+        let vips = if failure.is_none() { vips } else { Vec::new() };
         let since = self.failing_since.map_or(0, |since| rt::elapsed(since).as_secs());
         let failure = failure.map(|why| format!("{why} (for {since} s)"));
-        let clash = route_clash(state, me, &self.shared.env.routes());
         self.shared.own.update(|own| {
             own.vips = vips;
             own.overlay_waits = failure;

@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) seed: u64,
     /// Whether servers that should join found a cluster instead: only in a flawed world.
     pub(super) founds_again: bool,
+    /// Which authority each kubeconfig trusts: they are read again and again.
+    trusted: BTreeMap<String, String>,
 }
 
 /// A cluster, for who judges.
@@ -79,7 +81,8 @@ impl Kubernetes {
     /// Makes a world without clusters.
     pub fn new(reach: Arc<dyn Reach>, seed: u64) -> Self {
         let (machines, clusters) = (BTreeMap::new(), Vec::new());
-        let state = State { machines, clusters, seed, founds_again: false };
+        let state =
+            State { machines, clusters, seed, founds_again: false, trusted: BTreeMap::new() };
         Self { reach, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -107,7 +110,17 @@ impl Kubernetes {
         kubeconfig: &Secret,
         endpoint: Option<&str>,
     ) -> Result<SimKube, KubeError> {
-        let authority = trusted(kubeconfig.expose()).map_err(KubeError::Kubeconfig)?;
+        let mut state = self.lock();
+        let known = state.trusted.get(kubeconfig.expose()).cloned();
+        let authority = match known {
+            Some(authority) => authority,
+            None => {
+                let authority = trusted(kubeconfig.expose()).map_err(KubeError::Kubeconfig)?;
+                state.trusted.insert(kubeconfig.expose().to_owned(), authority.clone());
+                authority
+            }
+        };
+        drop(state);
         Ok(SimKube::new(self.clone(), machine, authority, endpoint))
     }
 
