@@ -36,8 +36,17 @@ const DEADLINE: Duration = Duration::from_millis(2_500);
 /// How many nodes are asked in one round.
 const FAN_OUT: usize = 5;
 
-/// What asking a node came to, and how long it took.
-type Asked<'r> = (Result<(u32, Bytes), TransportError>, &'r Record, Duration);
+/// Who is asked.
+#[derive(Clone, Copy)]
+enum Place<'r> {
+    /// The node of a record, wherever that says it is.
+    Node(&'r Record),
+    /// Whoever is at an address.
+    Address(SocketAddr),
+}
+
+/// What asking came to, and how long it took.
+type Asked<'r> = (Result<(u32, Bytes), TransportError>, Place<'r>, Duration);
 
 /// Says whose whereabouts are kept: not those of removed nodes, or else fellows that still have them would bring them back, and
 /// books would differ for ever. A newcomer may be known before it is in the state that this node has.
@@ -184,27 +193,23 @@ impl<E: Env> Gossiper<E> {
         // Without a leader a record may be of yesterday, and its address another node's by now.
         let lost = self.store.leader().is_none();
         let worth = |h: &&SocketAddr| lost || !records.iter().any(|r| r.addresses.contains(h));
-        let hinted = hints.iter().filter(worth).map(|h| (*h, body.clone())).collect();
-        let chosen = chosen.into_iter().map(|r| (r, body.clone())).collect();
-        let (asked, hinted) = futures::join!(self.ask(chosen), self.ask_at(hinted));
-        for (answer, fellow, took) in &asked {
-            if answer.is_ok() {
+        let hinted = hints.iter().filter(worth).map(|at| Place::Address(*at));
+        let chosen = chosen.into_iter().map(Place::Node).chain(hinted);
+        let asked = self.ask(chosen.map(|place| (place, body.clone()))).await;
+        for (answer, place, took) in &asked {
+            if let (Ok(_), Place::Node(fellow)) = (answer, place) {
                 self.trips.note(NodeId(fellow.node), *took);
             }
         }
         let mut news = self.hear_refusals(&asked);
-        let (mut differing, mut differing_at) = (Vec::new(), Vec::new());
-        for (answer, fellow, _) in asked {
-            let heard = answer.ok().and_then(|(_, body)| self.hear(&body));
-            news |= heard.as_ref().is_some_and(|(news, _)| *news);
-            differing.extend(heard.map(|(_, digests)| (fellow, digests)));
+        let mut differing = Vec::new();
+        for (answer, place, _) in asked {
+            if let Some((told, digests)) = answer.ok().and_then(|(_, body)| self.hear(&body)) {
+                news |= told;
+                differing.push((place, digests));
+            }
         }
-        for (answer, at) in hinted {
-            let heard = answer.ok().and_then(|(_, body)| self.hear(&body));
-            news |= heard.as_ref().is_some_and(|(news, _)| *news);
-            differing_at.extend(heard.map(|(_, digests)| (at, digests)));
-        }
-        news | self.tell_rest(differing, differing_at).await
+        news | self.tell_rest(differing).await
     }
 
     /// Whose turn it is, and besides those to whom the way is being measured.
@@ -227,35 +232,30 @@ impl<E: Env> Gossiper<E> {
         chosen
     }
 
-    async fn ask<'r>(&self, whom: Vec<(&'r Record, Bytes)>) -> Vec<Asked<'r>> {
+    async fn ask<'r>(&self, whom: impl Iterator<Item = (Place<'r>, Bytes)>) -> Vec<Asked<'r>> {
         let wire = self.env.wire();
-        let asked = whom.into_iter().map(|(r, body)| {
+        let asked = whom.map(|(place, body)| {
             let (wire, began) = (wire.clone(), rt::now());
             async move {
                 let message = (frames::kind::GOSSIP, body);
-                let answer = wire.call(r.uuid, &r.addresses, message, DEADLINE).await;
-                (answer, r, rt::elapsed(began))
+                let answer = match place {
+                    Place::Node(r) => wire.call(r.uuid, &r.addresses, message, DEADLINE).await,
+                    Place::Address(at) => wire.call_at(at, message, DEADLINE).await,
+                };
+                (answer, place, rt::elapsed(began))
             }
-        });
-        join_all(asked).await
-    }
-
-    /// Asks whoever is at these addresses.
-    async fn ask_at(
-        &self,
-        whom: Vec<(SocketAddr, Bytes)>,
-    ) -> Vec<(Result<(u32, Bytes), TransportError>, SocketAddr)> {
-        let wire = self.env.wire();
-        let asked = whom.into_iter().map(|(at, body)| {
-            let wire = wire.clone();
-            async move { (wire.call_at(at, (frames::kind::GOSSIP, body), DEADLINE).await, at) }
         });
         join_all(asked).await
     }
 
     /// Notes whether others say that this node was removed; returns whether that is news.
     fn hear_refusals(&self, asked: &[Asked<'_>]) -> bool {
-        let refused = |(answer, ..): &Asked<'_>| matches!(answer, Err(TransportError::Refused(why)) if why.contains("was removed from the fleet"));
+        let refused = |asked: &Asked<'_>| match asked {
+            (Err(TransportError::Refused(why)), Place::Node(_), _) => {
+                why.contains("was removed from the fleet")
+            }
+            _ => false,
+        };
         let news = asked.iter().any(refused) && self.book.lock().mark_removed();
         if news {
             tracing::warn!("others refuse this node: it was removed from the fleet");
@@ -281,20 +281,13 @@ impl<E: Env> Gossiper<E> {
     }
 
     /// Tells those who know something else what they lack, now that their answers are known here.
-    async fn tell_rest(
-        &self,
-        answered: Vec<(&Record, Digests)>,
-        answered_at: Vec<(SocketAddr, Digests)>,
-    ) -> bool {
-        let behind = answered.into_iter().filter_map(|(r, theirs)| Some((r, self.rest(&theirs)?)));
-        let behind_at = answered_at.into_iter();
-        let behind_at = behind_at.filter_map(|(at, theirs)| Some((at, self.rest(&theirs)?)));
-        let (asked, hinted) =
-            futures::join!(self.ask(behind.collect()), self.ask_at(behind_at.collect()));
-        let answers = asked.into_iter().map(|(answer, ..)| answer);
+    async fn tell_rest(&self, answered: Vec<(Place<'_>, Digests)>) -> bool {
+        let answered = answered.into_iter();
+        let behind = answered.filter_map(|(place, theirs)| Some((place, self.rest(&theirs)?)));
         let mut news = false;
-        for (_, body) in answers.chain(hinted.into_iter().map(|(answer, _)| answer)).flatten() {
-            news |= self.hear(&body).is_some_and(|(news, _)| news);
+        for (answer, ..) in self.ask(behind).await {
+            let heard = answer.ok().and_then(|(_, body)| self.hear(&body));
+            news |= heard.is_some_and(|(told, _)| told);
         }
         news
     }
