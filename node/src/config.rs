@@ -1,6 +1,7 @@
 //! What one machine is told in `skein.toml`; everything else is replicated. Shell: reads one file.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -28,6 +29,9 @@ pub struct Config {
     pub advertise: Vec<SocketAddr>,
     /// Raft's timers: `fast`, `lan` or `wan`.
     pub timers: Timers,
+    /// How many threads carry one overlay network, rounded down to a power of two, 8 at most; by default one, two from three
+    /// cores on, four from eight on.
+    pub packet_threads: Option<NonZeroU32>,
     /// Where K3s comes from and how it is run.
     pub k3s: K3sConfig,
 }
@@ -103,6 +107,7 @@ impl Default for Config {
             http: SocketAddr::from(([127, 0, 0, 1], 7480)),
             advertise: Vec::new(),
             timers: Timers::Lan,
+            packet_threads: None,
             k3s: K3sConfig::default(),
         }
     }

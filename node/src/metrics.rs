@@ -43,6 +43,7 @@ pub fn overlay(meshes: &[sdwan::MeshStatus]) -> String {
             ("malformed", d.malformed),
             ("too_big", d.too_big),
             ("congested", d.congested),
+            ("overrun", d.overrun),
         ];
         all.map(|(why, n)| (format!("network=\"{}\",reason=\"{why}\"", m.network), n))
     });

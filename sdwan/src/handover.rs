@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::packet::{Addresses, Segment, segment};
+use crate::tunnel::Owner;
 
 /// More connections than these are not told apart; the rest goes to the new holder.
 const FLOWS_MAX: usize = 16_384;
@@ -17,21 +18,25 @@ type Flow = (IpAddr, u16, IpAddr, u16);
 /// Addresses on the move, and the connections that were begun since.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Handovers {
-    former: BTreeMap<IpAddr, u32>,
+    former: BTreeMap<IpAddr, Owner>,
     begun: BTreeSet<Flow>,
 }
 
 impl Handovers {
     /// Takes over which addresses are on the move, each with its former holder; what was seen of others is forgotten.
-    pub(crate) fn set(&mut self, former: BTreeMap<IpAddr, u32>) {
+    pub(crate) fn set(&mut self, former: BTreeMap<IpAddr, Owner>) {
         let unchanged = |address: &IpAddr| self.former.get(address) == former.get(address);
         self.begun.retain(|(_, _, to, _)| former.contains_key(to) && unchanged(to));
         self.former = former;
     }
 
-    /// Returns the former holder, if it is to have this packet of this host rather than the new one.
-    pub(crate) fn outbound(&mut self, at: Addresses, packet: &[u8]) -> Option<u32> {
+    /// Returns the former holder, if it is to have this packet of this host rather than the new one; who that is, is decided
+    /// where the former holder's session is.
+    pub(crate) fn outbound(&mut self, at: Addresses, packet: &[u8]) -> Option<Owner> {
         let former = *self.former.get(&at.destination)?;
+        if let Owner::There(_) = former {
+            return Some(former);
+        }
         let Segment { from, to, opens } = segment(packet)?;
         let flow = (at.source, from, at.destination, to);
         if opens && self.begun.len() < FLOWS_MAX {
@@ -42,7 +47,7 @@ impl Handovers {
 
     /// Tells whether a packet may come from this peer although another one has its source address now.
     pub(crate) fn inbound(&self, at: Addresses, peer: u32) -> bool {
-        self.former.get(&at.source) == Some(&peer)
+        self.former.get(&at.source) == Some(&Owner::Here(peer))
     }
 }
 
@@ -55,12 +60,15 @@ mod tests {
     const VIP: &str = "10.90.15.254";
 
     fn to(h: &mut Handovers, packet: &[u8]) -> Option<u32> {
-        h.outbound(addresses(packet).unwrap(), packet)
+        match h.outbound(addresses(packet).unwrap(), packet)? {
+            Owner::Here(peer) => Some(peer),
+            Owner::There(_) => panic!("it is decided here"),
+        }
     }
 
     fn moving() -> Handovers {
         let mut h = Handovers::default();
-        h.set([(VIP.parse().unwrap(), 7)].into());
+        h.set([(VIP.parse().unwrap(), Owner::Here(7))].into());
         h
     }
 
@@ -90,9 +98,9 @@ mod tests {
     fn another_move_of_the_address_starts_anew() {
         let mut h = moving();
         to(&mut h, &tcp(ME, 2000, VIP, 6443, 0x02));
-        h.set([(VIP.parse().unwrap(), 7)].into());
+        h.set([(VIP.parse().unwrap(), Owner::Here(7))].into());
         assert_eq!(to(&mut h, &tcp(ME, 2000, VIP, 6443, 0x10)), None, "the same move");
-        h.set([(VIP.parse().unwrap(), 8)].into());
+        h.set([(VIP.parse().unwrap(), Owner::Here(8))].into());
         assert_eq!(to(&mut h, &tcp(ME, 2000, VIP, 6443, 0x10)), Some(8));
     }
 

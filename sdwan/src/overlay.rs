@@ -1,6 +1,7 @@
 //! All overlays of this host: exactly those that the specs name. Shell.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZero;
 use std::time::Duration;
 
 use rtnetlink::Handle;
@@ -13,7 +14,7 @@ use crate::io::udp::Udp;
 use crate::io::{Captured, Offloads, Packets, RoundTrip, Status};
 use crate::link::netlink;
 use crate::spec::{DEVICE_PREFIX, MeshSpec};
-use crate::tunnel::{Drops, PeerStatus};
+use crate::tunnel::{Drops, PeerStatus, Shard};
 
 /// While there is no spec at all, devices of a former daemon are left for this long: the state may be late.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,9 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long packet threads may take to say how they stand.
 const STATUS_MAX: Duration = Duration::from_millis(200);
 
+/// From so many cores on an overlay is carried by so many threads; by one below.
+const THREADS: [(usize, u32); 2] = [(8, 4), (3, 2)];
+
 /// The overlays of this host. One task owns it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Overlay {
+    threads: u32,
     meshes: BTreeMap<String, Running>,
     /// Devices that were named by a spec; they go as soon as they are not.
     known: BTreeSet<String>,
@@ -56,14 +61,29 @@ pub struct MeshStatus {
 impl Overlay {
     /// Makes the handle; nothing is touched until specs come.
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            threads: threads(std::thread::available_parallelism().map_or(1, NonZero::get)),
+            meshes: BTreeMap::new(),
+            known: BTreeSet::new(),
+            empty_since: None,
+            rekey: None,
+            netlink: None,
+        }
     }
 
-    /// As [`Self::new`], but keys are renewed after this long already.
-    pub fn with_rekey(after: Duration) -> Self {
-        let mut overlay = Self::default();
-        overlay.rekey = Some(after);
-        overlay
+    /// Renews keys after this long already.
+    #[must_use]
+    pub fn with_rekey(mut self, after: Duration) -> Self {
+        self.rekey = Some(after);
+        self
+    }
+
+    /// Lets each overlay be carried by so many threads, rounded down to a power of two, instead of by as many as suit the
+    /// machine's cores.
+    #[must_use]
+    pub fn with_threads(mut self, threads: u32) -> Self {
+        self.threads = threads;
+        self
     }
 
     /// Makes exactly these overlays exist, with their addresses and routes. Idempotent.
@@ -124,12 +144,13 @@ impl Overlay {
             || !devices().contains(&name);
         if restart {
             self.meshes.remove(&name);
-            let tun = Tun::open(&name)?;
-            let udp = Udp::bind(spec.listen_port)?;
-            let packets = Packets::start(&name, tun, udp, self.rekey)
+            let tuns = Tun::open_all(&name, Shard::all(self.threads).len())?;
+            let udps = Udp::bind_all(spec.listen_port, tuns.len())?;
+            let queues = tuns.into_iter().zip(udps).collect();
+            let packets = Packets::start(&name, queues, self.rekey)
                 .map_err(|source| ApplyError::Tun { name: name.clone(), source })?;
             let running = Running { spec: spec.clone(), packets };
-            if !running.packets.set_spec(spec.clone()) {
+            if !running.packets.set_spec(&spec) {
                 return Err(ApplyError::Ended(name));
             }
             self.meshes.insert(name.clone(), running);
@@ -137,7 +158,7 @@ impl Overlay {
         if let Some(running) = self.meshes.get_mut(&name)
             && !same(&running.spec, &spec)
         {
-            if !running.packets.set_spec(spec.clone()) {
+            if !running.packets.set_spec(&spec) {
                 self.meshes.remove(&name);
                 return Err(ApplyError::Ended(name));
             }
@@ -181,7 +202,7 @@ impl Overlay {
 
     /// Copies every packet of a network to `sink` until that is closed; false if there is no such network here.
     pub fn capture(&self, network: &str, sink: mpsc::Sender<Captured>) -> bool {
-        self.network(network).map(|running| running.packets.capture(sink)).is_some()
+        self.network(network).map(|running| running.packets.capture(&sink)).is_some()
     }
 
     /// Returns how the overlays stand; one whose packet thread does not answer in time is left out.
@@ -189,14 +210,32 @@ impl Overlay {
         let asked: Vec<_> = self.meshes.values().map(|r| (&r.spec, r.packets.status())).collect();
         let until = Instant::now() + STATUS_MAX;
         let mut all = Vec::with_capacity(asked.len());
-        for (spec, answer) in asked {
-            if let Ok(Ok(Status { peers, drops, offloads })) = timeout_at(until, answer).await {
-                let (network, interface) = (spec.network.clone(), spec.interface.clone());
-                all.push(MeshStatus { network, interface, peers, drops, offloads });
+        'meshes: for (spec, answers) in asked {
+            let mut threads = Vec::with_capacity(answers.len());
+            for answer in answers {
+                let Ok(Ok(status)) = timeout_at(until, answer).await else { continue 'meshes };
+                threads.push(status);
             }
+            let Some(Status { peers, drops, offloads }) = threads.into_iter().reduce(Status::and)
+            else {
+                continue;
+            };
+            let (network, interface) = (spec.network.clone(), spec.interface.clone());
+            all.push(MeshStatus { network, interface, peers, drops, offloads });
         }
         all
     }
+}
+
+impl Default for Overlay {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How many threads carry an overlay where there are so many cores. K3s and everything else of the machine has the others.
+fn threads(cores: usize) -> u32 {
+    THREADS.iter().find(|(least, _)| cores >= *least).map_or(1, |(_, threads)| *threads)
 }
 
 impl Drop for Overlay {

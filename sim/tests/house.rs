@@ -65,6 +65,8 @@ const PURE: &[(&str, &[&str])] = &[
     ("sdwan/src/tunnel/outbound.rs", &[]),
     ("sdwan/src/tunnel/outbox.rs", &[]),
     ("sdwan/src/tunnel/probe.rs", &[]),
+    ("sdwan/src/tunnel/shard.rs", &[]),
+    ("sdwan/src/tunnel/status.rs", &[]),
     ("sim/src/bench/consensus/figures.rs", &[]),
     ("sim/src/bench/consensus/table.rs", &[]),
     ("sim/src/bench/dataplane/figures.rs", &[]),

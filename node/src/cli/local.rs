@@ -16,7 +16,7 @@ use super::{Format, Global, Places, Result, output, service};
 use crate::config::{CONFIG_FILE, Config, Manager};
 use crate::daemon::{self, DaemonError, Paths};
 use crate::enter;
-use crate::env::linux::{Linux, TlsWire};
+use crate::env::linux::{Linux, LinuxSettings, TlsWire};
 use crate::identity::{Identity, IdentityError};
 use crate::transport::SharedBook;
 use crate::whereabouts::Book;
@@ -204,7 +204,8 @@ async fn run_daemon(
     let state_dir = places.state_dir.join("k3s");
     let k3s = k3s::LinuxConfig { state_dir, manager, layout };
     let wire = TlsWire::new(PeerPool::new(tls), member.fleet);
-    let env = Arc::new(machine.env(wire, k3s));
+    let settings = LinuxSettings { k3s, packet_threads: config.packet_threads };
+    let env = Arc::new(machine.env(wire, settings));
     let paths = Paths { state_dir: places.state_dir.clone(), socket: global.socket.clone() };
     daemon::run(&Scope::new(), env, book, identity, config, paths).await.map_err(|e| {
         let next = after(&e, member.name.as_str());

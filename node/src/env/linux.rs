@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 
@@ -169,7 +170,16 @@ pub trait Linux: Machine {
     type Env: Env<Wire = TlsWire>;
 
     /// Puts that world together.
-    fn env(&self, wire: TlsWire, k3s: k3s::LinuxConfig) -> Self::Env;
+    fn env(&self, wire: TlsWire, settings: LinuxSettings) -> Self::Env;
+}
+
+/// What a machine's configuration says to its ports.
+#[derive(Clone, Debug)]
+pub struct LinuxSettings {
+    /// How K3s is run.
+    pub k3s: k3s::LinuxConfig,
+    /// How many threads carry one overlay, if not as many as suit the machine's cores.
+    pub packet_threads: Option<NonZeroU32>,
 }
 
 /// The Linux machine that this program runs on.
@@ -215,21 +225,21 @@ impl Machine for LinuxMachine {
 impl Linux for LinuxMachine {
     type Env = LinuxEnv;
 
-    fn env(&self, wire: TlsWire, k3s: k3s::LinuxConfig) -> LinuxEnv {
-        LinuxEnv::new(wire, k3s)
+    fn env(&self, wire: TlsWire, settings: LinuxSettings) -> LinuxEnv {
+        LinuxEnv::new(wire, settings)
     }
 }
 
 /// The Linux host as the daemon's world.
 pub struct LinuxEnv {
     wire: TlsWire,
-    k3s: k3s::LinuxConfig,
+    settings: LinuxSettings,
 }
 
 impl LinuxEnv {
     /// Puts the ports together.
-    pub fn new(wire: TlsWire, k3s: k3s::LinuxConfig) -> Self {
-        Self { wire, k3s }
+    pub fn new(wire: TlsWire, settings: LinuxSettings) -> Self {
+        Self { wire, settings }
     }
 }
 
@@ -301,11 +311,13 @@ impl Env for LinuxEnv {
     }
 
     fn host(&self) -> k3s::LinuxHost {
-        k3s::LinuxHost::new(self.k3s.clone())
+        k3s::LinuxHost::new(self.settings.k3s.clone())
     }
 
     fn mesh(&self) -> LinuxMesh {
-        LinuxMesh { overlay: sdwan::Overlay::new(), failure: None }
+        let threads = self.settings.packet_threads.map(NonZeroU32::get);
+        let overlay = threads.into_iter().fold(sdwan::Overlay::new(), sdwan::Overlay::with_threads);
+        LinuxMesh { overlay, failure: None }
     }
 
     fn kube(

@@ -5,10 +5,10 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd as _, RawFd};
 
-/// Makes a descriptor of /dev/net/tun that of the device with this name, which need not be there yet
+/// Makes a descriptor of /dev/net/tun that of the device with this name, which need not be there yet, or one of several of it
 /// (TUNSETIFF, Documentation/networking/tuntap.rst).
 #[allow(unsafe_code)]
-pub(super) fn attach(file: &File, name: &str) -> io::Result<()> {
+pub(super) fn attach(file: &File, name: &str, several: bool) -> io::Result<()> {
     let bytes = name.as_bytes();
     if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the device's name is too long"));
@@ -18,7 +18,8 @@ pub(super) fn attach(file: &File, name: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let several = if several { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several;
     request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: the descriptor is open for the call's duration, and TUNSETIFF reads and writes one ifreq, which outlives it.
     done(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
@@ -66,6 +67,24 @@ fn set(fd: RawFd, (level, name): (libc::c_int, libc::c_int), value: libc::c_int)
     let size = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
     // SAFETY: the kernel reads `size` bytes of `value`, which outlives the call.
     done(unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size) })
+}
+
+/// Lets the kernel choose among the sockets of one port by a program (SO_ATTACH_REUSEPORT_CBPF of socket(7)).
+#[allow(unsafe_code)]
+pub(super) fn choose_by(socket: &UdpSocket, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    let size = libc::socklen_t::try_from(size_of_val(&program)).map_err(io::Error::other)?;
+    // SAFETY: the kernel reads `size` bytes of `program` and copies the instructions that it names; both outlive the call.
+    done(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size,
+        )
+    })
 }
 
 fn done(result: libc::c_int) -> io::Result<()> {

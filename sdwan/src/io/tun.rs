@@ -28,11 +28,36 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Opens the device with this name, making it if need be, and asks for all that it can take off our hands.
+    /// Opens a queue of the device with this name, making it if need be, and asks for all that it can take off our hands.
     ///
     /// # Errors
     /// When there are no TUN devices, the daemon may not make one, or another process has it.
     pub fn open(name: &str) -> Result<Self, ApplyError> {
+        Self::attach(name, false)
+            .or_else(|e| if is_other_kind(&e) { Self::attach(name, true) } else { Err(e) })
+    }
+
+    /// Opens so many queues of a device; one, where it was made for one.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_all(name: &str, queues: usize) -> Result<Vec<Self>, ApplyError> {
+        if queues < 2 {
+            return Ok(vec![Self::open(name)?]);
+        }
+        match (0..queues).map(|_| Self::attach(name, true)).collect() {
+            Err(e) if is_other_kind(&e) => {
+                tracing::info!(
+                    device = name,
+                    "the device was made for one queue: one thread serves it"
+                );
+                Ok(vec![Self::open(name)?])
+            }
+            opened => opened,
+        }
+    }
+
+    fn attach(name: &str, several: bool) -> Result<Self, ApplyError> {
         let error = |source: io::Error| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => ApplyError::Forbidden(name.to_owned()),
             Some(libc::EBUSY) => ApplyError::Busy(name.to_owned()),
@@ -44,7 +69,7 @@ impl Tun {
             io::ErrorKind::NotFound => ApplyError::NoTun,
             _ => error(e),
         })?;
-        sys::attach(&file, name).map_err(error)?;
+        sys::attach(&file, name, several).map_err(error)?;
         sys::persist(&file, true).map_err(error)?;
         let joins = offload(&file);
         Ok(Self { file, joins })
@@ -74,6 +99,11 @@ impl Tun {
         let Self { file, joins } = self;
         hand_over(joins, offload, parts, |offload, parts| write(file, offload, parts))
     }
+}
+
+/// A device stays what it was made as, for one queue or for several, and refuses to be opened as the other.
+fn is_other_kind(error: &ApplyError) -> bool {
+    matches!(error, ApplyError::Tun { source, .. } if source.raw_os_error() == Some(libc::EINVAL))
 }
 
 /// Writes in one piece, or, if that is refused, cuts as the device would have done, and remembers that.

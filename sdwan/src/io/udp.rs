@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::sys::{self, TooLarge};
 use crate::error::ApplyError;
-use crate::tunnel::{Kind, Path, Train};
+use crate::tunnel::{COOKIE, DATA, Kind, Path, RESPONSE, Train};
 
 /// Room for bursts while the thread is busy.
 const BUFFER: usize = 4 << 20;
@@ -36,26 +36,52 @@ pub struct Udp {
 }
 
 impl Udp {
-    /// Listens on a port, on IPv6 and IPv4, or on IPv4 alone where there is no IPv6.
+    /// Listens on a port with so many sockets, on IPv6 and IPv4, or on IPv4 alone where there is no IPv6. Of several, each gets
+    /// the messages of its own sessions ([`Shard`]), and the first one those that begin one.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn bind_all(port: u16, sockets: usize) -> Result<Vec<Self>, ApplyError> {
+        let first = Self::bind(port)?;
+        let error = |source| ApplyError::Udp { port, source };
+        if sockets < 2 {
+            return Ok(vec![first]);
+        }
+        // Only now, so that a port which somebody else has is refused (SO_REUSEPORT of socket(7)).
+        setsockopt(&first.socket, sockopt::ReusePort, &true).map_err(|e| error(e.into()))?;
+        let at = first.socket.local_addr().map_err(error)?;
+        let mut all = vec![first];
+        for _ in 1..sockets {
+            let (socket, gro) = open(at, true).map_err(error)?;
+            all.push(Self::new(socket, gro, at.is_ipv6()));
+        }
+        // Without it datagrams are handed on between threads.
+        if let Err(e) = sys::choose_by(&all[0].socket, &mut chooser(sockets)) {
+            tracing::info!(error = %e, "the kernel does not choose among sockets by session");
+        }
+        Ok(all)
+    }
+
+    /// Listens on a port with one socket.
     ///
     /// # Errors
     /// When the port is taken.
     pub fn bind(port: u16) -> Result<Self, ApplyError> {
         let error = |source| ApplyError::Udp { port, source };
+        let none = |e: &io::Error| {
+            matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+        };
+        let (opened, dual) = match open(SocketAddr::from(([0u16; 8], port)), false) {
+            Err(e) if none(&e) => (open(SocketAddr::from(([0, 0, 0, 0], port)), false), false),
+            opened => (opened, true),
+        };
+        let (socket, gro) = opened.map_err(error)?;
+        Ok(Self::new(socket, gro, dual))
+    }
+
+    fn new(socket: UdpSocket, gro: bool, dual: bool) -> Self {
         let control = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo, i32, i32, i32);
-        let new =
-            |(socket, gro), dual| Self { socket, dual, control, refused: BTreeMap::new(), gro };
-        match open(Domain::IPV6, SocketAddr::from(([0u16; 8], port))) {
-            Ok(opened) => Ok(new(opened, true)),
-            Err(e)
-                if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
-            {
-                let opened =
-                    open(Domain::IPV4, SocketAddr::from(([0, 0, 0, 0], port))).map_err(error)?;
-                Ok(new(opened, false))
-            }
-            Err(e) => Err(error(e)),
-        }
+        Self { socket, dual, control, refused: BTreeMap::new(), gro }
     }
 
     /// Whether datagrams are sent in one piece, wherever they go.
@@ -219,9 +245,39 @@ impl AsFd for Udp {
     }
 }
 
-/// Opens the socket, and says whether it receives trains.
-fn open(domain: Domain, at: SocketAddr) -> io::Result<(UdpSocket, bool)> {
-    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+/// Chooses a socket by the receiver's index of a message, a little-endian number whose lowest byte counts handshakes (WireGuard
+/// paper, section 5.4); the first one for what has none.
+fn chooser(sockets: usize) -> [libc::sock_filter; 10] {
+    let mask = u32::try_from(sockets.saturating_sub(1)).unwrap_or(0);
+    let step = |code: u32, k: u32| {
+        let code = u16::try_from(code).unwrap_or(0);
+        libc::sock_filter { code, jt: 0, jf: 0, k }
+    };
+    let load = |at| step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, at);
+    let is = |kind: u8, jt, jf| libc::sock_filter {
+        jt,
+        jf,
+        ..step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, kind.into())
+    };
+    [
+        load(0),
+        is(DATA, 2, 0),
+        is(COOKIE, 1, 0),
+        is(RESPONSE, 2, 5),
+        // Where data and cookies have the second byte of the receiver's index,
+        load(5),
+        step(libc::BPF_JMP | libc::BPF_JA, 1),
+        // and where answers have it.
+        load(9),
+        step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask),
+        step(libc::BPF_RET | libc::BPF_A, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0),
+    ]
+}
+
+/// Opens a socket, which others may share the port with, and says whether it receives trains.
+fn open(at: SocketAddr, shared: bool) -> io::Result<(UdpSocket, bool)> {
+    let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
     if at.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
         socket.set_only_v6(false)?;
         setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
@@ -241,6 +297,9 @@ fn open(domain: Domain, at: SocketAddr) -> io::Result<(UdpSocket, bool)> {
     if setsockopt(&socket, sockopt::SndBufForce, &BUFFER).is_err() {
         let _ = socket.set_send_buffer_size(BUFFER);
     }
+    if shared {
+        setsockopt(&socket, sockopt::ReusePort, &true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&at.into())?;
     let socket = UdpSocket::from(socket);
@@ -252,7 +311,7 @@ fn open(domain: Domain, at: SocketAddr) -> io::Result<(UdpSocket, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::now;
+    use crate::io::thread::now;
 
     fn receive(udp: &mut Udp, buffer: &mut [u8]) -> Path {
         for _ in 0..200 {
@@ -291,5 +350,38 @@ mod tests {
         udp.note_refused(one, now);
         assert!(udp.is_refused(one, now) && !udp.is_refused(other, now) && !udp.sends_trains());
         assert!(!udp.is_refused(one, now + REFUSED_FOR) && udp.sends_trains());
+    }
+
+    #[test]
+    fn of_several_sockets_each_gets_the_messages_of_its_sessions() {
+        let mut all = Udp::bind_all(0, 4).unwrap();
+        let port = all[0].socket.local_addr().unwrap().port();
+        let mut buffer = [0; 200];
+        for own in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(peer) = UdpSocket::bind(own) else { continue };
+            let to = SocketAddr::new(peer.local_addr().unwrap().ip(), port);
+            for (kind, at) in [(DATA, 4), (COOKIE, 4), (RESPONSE, 8)] {
+                for index in 0..6u32 {
+                    let mut message = [0; 100];
+                    message[0] = kind;
+                    message[at..at + 4].copy_from_slice(&(index << 8 | 0xab).to_le_bytes());
+                    peer.send_to(&message, to).unwrap();
+                    receive(&mut all[index as usize % 4], &mut buffer);
+                    assert_eq!(buffer[..100], message);
+                }
+            }
+            for bytes in [&[1, 0, 0, 0, 7, 7, 7, 7][..], &[4], &[]] {
+                peer.send_to(bytes, to).unwrap();
+                receive(&mut all[0], &mut buffer);
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_that_somebody_else_has_is_refused_although_sockets_share_it() {
+        let all = Udp::bind_all(0, 2).unwrap();
+        let port = all[0].socket.local_addr().unwrap().port();
+        let again = Udp::bind_all(port, 2).unwrap_err();
+        assert!(matches!(again, ApplyError::Udp { port: p, .. } if p == port), "{again}");
     }
 }

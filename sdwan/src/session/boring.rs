@@ -16,7 +16,8 @@ use crate::spec::{PrivateKey, PublicKey};
 /// Handshakes per second before cookies are asked for. Each is counted twice: here, and by its session.
 const HANDSHAKES_PER_S: u64 = 200;
 
-/// The check that one host's sessions share.
+/// The check that one host's sessions share, those of all its packet threads. Clones share it.
+#[derive(Clone)]
 pub struct BoringLimiter {
     secret: StaticSecret,
     public: XPublic,

@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use super::shard::What;
 use super::{
-    CALL, COOKIE, DATA, HANDSHAKE, IDENTIFIER, Kind, Made, Path, RESPONSE, Train, Tunnel, kind_of,
+    CALL, COOKIE, DATA, HANDSHAKE, IDENTIFIER, Kind, Made, Owner, Path, RESPONSE, Stray, Train,
+    Tunnel, kind_of,
 };
 use crate::icmp::read_echo;
 use crate::packet::{addresses, mark_congestion};
@@ -17,30 +19,38 @@ const CONGESTED: u8 = 0b11;
 /// What one train has in common.
 struct Common {
     path: Path,
-    congested: bool,
+    class: u8,
     now: Instant,
     /// A source that was found to be this peer's: most packets of a train have the same.
     checked: Option<(IpAddr, u32)>,
 }
 
+impl Common {
+    fn new(path: Path, class: u8, now: Instant) -> Self {
+        Self { path, class, now, checked: None }
+    }
+
+    fn congested(&self) -> bool {
+        self.class & ECN == CONGESTED
+    }
+}
+
 impl<S: Session> Tunnel<S> {
     /// Takes datagrams from the wire.
     pub fn handle_udp(&mut self, train: Train<'_>, now: Instant) {
-        let congested = train.kind.class & ECN == CONGESTED;
-        let mut common = Common { path: train.path, congested, now, checked: None };
+        let mut common = Common::new(train.path, train.kind.class, now);
         for wire in train.datagrams() {
             self.handle_datagram(&mut common, wire);
         }
     }
 
     fn handle_datagram(&mut self, common: &mut Common, wire: &[u8]) {
-        let path = common.path;
+        let (path, class) = (common.path, common.class);
         let Some(limiter) = &mut self.limiter else {
             return;
         };
-        let index = match limiter.addressee(path.remote.ip(), wire, self.outbox.room()) {
-            Ok(Addressee::Key(key)) => self.by_key.get(&key).copied(),
-            Ok(Addressee::Index(index)) => Some(index),
+        let addressee = match limiter.addressee(path.remote.ip(), wire, self.outbox.room()) {
+            Ok(addressee) => addressee,
             Err(cookie) => {
                 if cookie > 0 {
                     self.outbox.keep_datagram(cookie, HANDSHAKE, [path]);
@@ -48,6 +58,35 @@ impl<S: Session> Tunnel<S> {
                 self.drops.refused += 1;
                 return;
             }
+        };
+        let (mine, to) = match addressee {
+            Addressee::Key(key) => (self.shard.has_key(&key), self.shard.of_key(&key)),
+            Addressee::Index(index) => (self.shard.has_index(index), self.shard.of_index(index)),
+        };
+        if mine {
+            self.open_for(addressee, common, wire);
+        } else {
+            let wire = wire.to_vec();
+            self.strays.push(Stray { to, what: What::Datagram { path, class, addressee, wire } });
+        }
+    }
+
+    /// Takes a datagram that the limiter let pass.
+    pub(super) fn take_datagram(
+        &mut self,
+        path: Path,
+        class: u8,
+        addressee: Addressee,
+        wire: &[u8],
+        now: Instant,
+    ) {
+        self.open_for(addressee, &mut Common::new(path, class, now), wire);
+    }
+
+    fn open_for(&mut self, addressee: Addressee, common: &mut Common, wire: &[u8]) {
+        let index = match addressee {
+            Addressee::Key(key) => self.by_key.get(&key).copied(),
+            Addressee::Index(index) => Some(index),
         };
         match index.filter(|i| self.peers.contains_key(i)) {
             Some(index) => self.open(index, common, wire),
@@ -120,7 +159,7 @@ impl<S: Session> Tunnel<S> {
         };
         let known = common.checked == Some((at.source, index));
         if !known {
-            let owner = self.routes.get(at.source) == Some(index);
+            let owner = self.routes.get(at.source) == Some(Owner::Here(index));
             if !owner && !self.handovers.inbound(at, index) {
                 self.drops.spoofed += 1;
                 return;
@@ -135,7 +174,7 @@ impl<S: Session> Tunnel<S> {
             return;
         }
         // RFC 6040, figure 4: who cannot be told of congestion in another way loses the packet.
-        if common.congested && !mark_congestion(packet) {
+        if common.congested() && !mark_congestion(packet) {
             self.drops.congested += 1;
             return;
         }

@@ -9,6 +9,8 @@ mod inbound;
 mod outbound;
 mod outbox;
 mod probe;
+mod shard;
+mod status;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +18,8 @@ use std::time::{Duration, Instant};
 
 pub use outbound::Superpacket;
 pub use outbox::{Kind, Output, Train};
+pub use shard::{SHARDS_MAX, Shard, Stray};
+pub use status::{Drops, PeerStatus};
 
 use crate::handover::Handovers;
 use crate::icmp::{Echo, write_echo};
@@ -39,13 +43,15 @@ const KEYS_MAX: Duration = Duration::from_secs(180);
 const TELL: Duration = Duration::from_secs(1);
 /// Names echo requests of ours, beside their mark.
 const IDENTIFIER: u16 = 0x5ce1;
+/// 24 bits: the wire carries the index of a session with eight bits of a counter behind it.
+const INDEX_MAX: u32 = 0x00ff_ffff;
 /// How long a small echo request is, in bytes; as ping(8) makes them over IPv6.
 const SMALL: usize = 104;
 /// The first byte of each message (WireGuard paper, section 5.4).
 const INITIATION: u8 = 1;
-const RESPONSE: u8 = 2;
-const COOKIE: u8 = 3;
-const DATA: u8 = 4;
+pub(crate) const RESPONSE: u8 = 2;
+pub(crate) const COOKIE: u8 = 3;
+pub(crate) const DATA: u8 = 4;
 /// Handshakes are of the class AF41 (RFC 2597), as those of the kernel's WireGuard.
 const HANDSHAKE: Kind = Kind { class: 0x88, whole: false };
 
@@ -64,46 +70,13 @@ impl From<SocketAddr> for Path {
     }
 }
 
-/// Why packets were dropped, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Drops {
-    /// No peer answers for the destination.
-    pub unroutable: u64,
-    /// The peer's address is not known.
-    pub no_endpoint: u64,
-    /// The datagram was refused: unknown, replayed, or forged.
-    pub refused: u64,
-    /// The source is not the sending peer's.
-    pub spoofed: u64,
-    /// No IP packet.
-    pub malformed: u64,
-    /// The way to the peer has a smaller MTU; the sender was told.
-    pub too_big: u64,
-    /// The way was congested, and the packet's sender cannot be told otherwise (RFC 6040).
-    pub congested: u64,
-}
-
-/// How one peer stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerStatus {
-    /// Its name.
-    pub name: String,
-    /// Its key.
-    pub key: PublicKey,
-    /// Where it is reached.
-    pub endpoint: Option<SocketAddr>,
-    /// How long ago keys were agreed.
-    pub handshake_age: Option<Duration>,
-    /// Bytes of packets received from it.
-    pub rx_bytes: u64,
-    /// Bytes of packets sent to it.
-    pub tx_bytes: u64,
-    /// The smoothed round trip through the tunnel, once it answered an echo request.
-    pub round_trip: Option<Duration>,
-    /// How many of the last echo requests it did not answer, and how many those were; nothing of one that answers none.
-    pub lost: Option<(u32, u32)>,
-    /// The largest packet that passes without fragments, in bytes, once that is known.
-    pub path_mtu: Option<u16>,
+/// Who has a peer's session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// This tunnel, under this index.
+    Here(u32),
+    /// Another one of the same overlay.
+    There(u32),
 }
 
 struct Peer<S> {
@@ -122,8 +95,9 @@ struct Peer<S> {
     tx_bytes: u64,
 }
 
-/// One overlay's tunnel.
+/// One overlay's tunnel, or one of several that carry it together.
 pub struct Tunnel<S: Session> {
+    shard: Shard,
     generation: u64,
     limiter: Option<S::Limiter>,
     private: Option<crate::spec::PrivateKey>,
@@ -131,7 +105,7 @@ pub struct Tunnel<S: Session> {
     mtu: u16,
     peers: BTreeMap<u32, Peer<S>>,
     by_key: BTreeMap<PublicKey, u32>,
-    routes: AllowedIps<u32>,
+    routes: AllowedIps<Owner>,
     handovers: Handovers,
     next_index: u32,
     outbox: Outbox,
@@ -139,6 +113,7 @@ pub struct Tunnel<S: Session> {
     next_limit: Option<Instant>,
     rekey: Option<Duration>,
     drops: Drops,
+    strays: Vec<Stray>,
 }
 
 impl<S: Session> Default for Tunnel<S> {
@@ -148,9 +123,15 @@ impl<S: Session> Default for Tunnel<S> {
 }
 
 impl<S: Session> Tunnel<S> {
-    /// Makes a tunnel without peers; sessions are numbered from `first_index`.
+    /// Makes a tunnel without peers; sessions are numbered from `first_index` on.
     pub fn new(first_index: u32) -> Self {
+        Self::of(Shard::ALONE, first_index)
+    }
+
+    /// Makes one of several tunnels without peers; sessions are numbered from about `first_index` on.
+    pub fn of(shard: Shard, first_index: u32) -> Self {
         Self {
+            shard,
             generation: 0,
             limiter: None,
             private: None,
@@ -160,18 +141,29 @@ impl<S: Session> Tunnel<S> {
             by_key: BTreeMap::new(),
             routes: AllowedIps::new(),
             handovers: Handovers::default(),
-            next_index: first_index,
+            next_index: shard.index_from(first_index & INDEX_MAX),
             outbox: Outbox::default(),
             next_tick: None,
             next_limit: None,
             rekey: None,
             drops: Drops::default(),
+            strays: Vec::new(),
         }
     }
 
     /// Takes over peers and AllowedIPs at once; a spec older than the last is ignored. Peers that stay keep
     /// their sessions.
     pub fn set_spec(&mut self, spec: &MeshSpec, now: Instant) {
+        self.set_spec_with(spec, || S::limiter(&spec.private_key), now);
+    }
+
+    /// As [`Self::set_spec`]; tunnels that carry one overlay together must share what `limiter` makes for a new key.
+    pub fn set_spec_with(
+        &mut self,
+        spec: &MeshSpec,
+        limiter: impl FnOnce() -> S::Limiter,
+        now: Instant,
+    ) {
         if spec.generation < self.generation {
             return;
         }
@@ -180,7 +172,7 @@ impl<S: Session> Tunnel<S> {
         self.mtu = spec.mtu;
         if self.private.as_ref() != Some(&spec.private_key) {
             self.private = Some(spec.private_key.clone());
-            self.limiter = Some(S::limiter(&spec.private_key));
+            self.limiter = Some(limiter());
             self.peers.clear();
             self.by_key.clear();
         }
@@ -196,20 +188,28 @@ impl<S: Session> Tunnel<S> {
                     known.spec = peer.clone();
                     known.probes.set_mtu(spec.mtu);
                 }
-                None => self.add_peer(peer),
+                None if self.shard.has_key(&key) => self.add_peer(peer),
+                None => {}
             }
         }
-        self.routes = AllowedIps::new();
-        for (index, peer) in &self.peers {
-            for net in &peer.spec.allowed_ips {
-                self.routes.insert(*net, *index);
-            }
-        }
-        let former = spec.handovers.iter();
-        let former = former.filter_map(|h| Some((h.address, *self.by_key.get(&h.from)?)));
-        self.handovers.set(former.collect());
+        self.lead(spec);
         self.next_tick = Some(now);
         self.next_limit.get_or_insert(now + LIMIT);
+    }
+
+    /// Says whose packets are whose.
+    fn lead(&mut self, spec: &MeshSpec) {
+        let mut routes = AllowedIps::new();
+        for peer in spec.peers.iter() {
+            let Some(owner) = self.owner(&peer.public_key) else { continue };
+            peer.allowed_ips.iter().for_each(|net| routes.insert(*net, owner));
+        }
+        self.routes = routes;
+        let former = spec.handovers.iter();
+        let known = |key| spec.peers.iter().any(|p| p.public_key == key);
+        let former = former.filter(|h| known(h.from));
+        let former = former.filter_map(|h| Some((h.address, self.owner(&h.from)?)));
+        self.handovers.set(former.collect());
     }
 
     fn add_peer(&mut self, spec: &PeerSpec) {
@@ -217,8 +217,7 @@ impl<S: Session> Tunnel<S> {
             return;
         };
         let index = self.next_index;
-        // 24 bits: the wire carries the index with eight bits of a counter behind it.
-        self.next_index = (self.next_index + 1) & 0x00ff_ffff;
+        self.next_index = (self.next_index + self.shard.count()) & INDEX_MAX;
         let session = S::new(private, &spec.public_key, spec.keepalive, index, limiter);
         let endpoint = spec.endpoints.first().map(|at| Path::from(*at));
         let peer = Peer {
@@ -337,7 +336,8 @@ impl<S: Session> Tunnel<S> {
 
     /// Returns whom an address belongs to, for diagnosis.
     pub fn peer_for(&self, ip: IpAddr) -> Option<&str> {
-        self.routes.get(ip).and_then(|i| self.peers.get(&i)).map(|p| p.spec.name.as_str())
+        let Some(Owner::Here(index)) = self.routes.get(ip) else { return None };
+        self.peers.get(&index).map(|p| p.spec.name.as_str())
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::{Kind, TELL, Tunnel};
+use super::shard::What;
+use super::{Kind, Owner, Stray, TELL, Tunnel};
 use crate::icmp::{may_be_fragmented, too_big};
 use crate::offload::{Offload, longest, split};
 use crate::packet::{addresses, class};
@@ -27,12 +28,33 @@ impl<S: Session> Tunnel<S> {
     /// Takes what this host's network stack sends.
     pub fn handle_tun<'p>(&mut self, packet: impl Into<Superpacket<'p>>, now: Instant) {
         let Superpacket { offload, bytes } = packet.into();
+        self.outward(offload, bytes, None, now);
+    }
+
+    /// `strayed` of what another tunnel handed on: whether a handover has had its say.
+    pub(super) fn outward(
+        &mut self,
+        offload: Offload,
+        bytes: &mut [u8],
+        strayed: Option<bool>,
+        now: Instant,
+    ) {
         let Some(at) = addresses(bytes) else {
             self.drops.malformed += 1;
             return;
         };
-        let former = self.handovers.outbound(at, bytes);
-        let index = former.or_else(|| self.routes.get(at.destination));
+        let settled = strayed == Some(true);
+        let former = if settled { None } else { self.handovers.outbound(at, bytes) };
+        let index = match former.or_else(|| self.routes.get(at.destination)) {
+            Some(Owner::Here(index)) => Some(index),
+            // While a spec has reached one tunnel and not yet another, each may take the packet for the other's.
+            Some(Owner::There(to)) if strayed.is_none() || (former.is_none() && !settled) => {
+                let (bytes, settled) = (bytes.to_vec(), former.is_none());
+                self.strays.push(Stray { to, what: What::Packet { offload, bytes, settled } });
+                return;
+            }
+            _ => None,
+        };
         let Some(peer) = index.and_then(|i| self.peers.get_mut(&i)) else {
             self.drops.unroutable += 1;
             return;

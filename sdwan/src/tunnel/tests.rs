@@ -8,6 +8,7 @@ use crate::spec::PrivateKey;
 use ipnet::IpNet;
 use proptest::prelude::*;
 
+mod shards;
 mod way;
 
 type T = Tunnel<BoringSession>;

@@ -56,7 +56,7 @@ pub(super) fn lay(lab: &Lab, h: &HostRecord) -> Result<()> {
     if lab.small_disks {
         small::lay(lab, h)?;
     }
-    super::runtime::lay(lab, &dir.join("disk"))
+    super::runtime::lay(lab, h, &dir.join("disk"))
 }
 
 fn pid(dir: &Path) -> Option<Pid> {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use sha2::{Digest as _, Sha256};
 
-use super::store::{Lab, make_dir, write};
+use super::store::{HostRecord, Lab, make_dir, write};
 use super::{Result, refusal, say};
 
 /// Where built things are kept between runs.
@@ -248,9 +248,13 @@ const SKIPPED: [&str; 3] =
     ["traefik.yaml", "metrics-apiservice.yaml", "metrics-server-deployment.yaml"];
 
 /// Lays what Skein and K3s read on a host's disk.
-pub(super) fn lay(lab: &Lab, disk: &Path) -> Result<()> {
-    let config =
-        format!("[k3s]\nbinary = \"{}\"\nmanager = \"process\"\n", lab.k3s_binary.display());
+pub(super) fn lay(lab: &Lab, h: &HostRecord, disk: &Path) -> Result<()> {
+    // Some machines with one packet thread and some with several, whatever this one's cores.
+    let threads = 1 + h.index % 2;
+    let binary = lab.k3s_binary.display();
+    let config = format!(
+        "packet_threads = {threads}\n\n[k3s]\nbinary = \"{binary}\"\nmanager = \"process\"\n"
+    );
     write(&disk.join("etc/skein/skein.toml"), config)?;
     if lab.k3s == "rehearsal" {
         return Ok(());

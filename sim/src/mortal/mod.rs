@@ -23,7 +23,7 @@ mod steps;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use node::env::linux::{Linux, LinuxEnv, LinuxMachine, TlsWire};
+use node::env::linux::{Linux, LinuxEnv, LinuxMachine, LinuxSettings, TlsWire};
 
 use ledger::Ledger;
 
@@ -47,8 +47,8 @@ impl<T> Mortal<T> {
 impl Linux for Mortal<LinuxMachine> {
     type Env = Mortal<LinuxEnv>;
 
-    fn env(&self, wire: TlsWire, k3s: k3s::LinuxConfig) -> Self::Env {
-        Mortal::new(self.inner.env(wire, k3s), self.ledger.clone())
+    fn env(&self, wire: TlsWire, settings: LinuxSettings) -> Self::Env {
+        Mortal::new(self.inner.env(wire, settings), self.ledger.clone())
     }
 }
 

@@ -43,6 +43,9 @@ pub struct OverlayArgs {
     /// Renew keys after so many seconds already.
     #[arg(long)]
     rekey_after: Option<u64>,
+    /// Let so many threads carry the packets.
+    #[arg(long)]
+    threads: Option<u32>,
     /// Change one peer among all after a second, say how long that took, and end.
     #[arg(long)]
     change: bool,
@@ -92,7 +95,8 @@ pub fn run(args: &OverlayArgs) -> Result<u8, String> {
     let runtime = runtime.enable_all().build().map_err(|e| format!("no runtime: {e}"))?;
     runtime.block_on(async {
         let rekey = args.rekey_after.map(Duration::from_secs);
-        let mut overlay = rekey.map_or_else(Overlay::new, Overlay::with_rekey);
+        let overlay = rekey.into_iter().fold(Overlay::new(), Overlay::with_rekey);
+        let mut overlay = args.threads.into_iter().fold(overlay, Overlay::with_threads);
         overlay.apply(vec![spec.clone()]).await.map_err(|e| e.to_string())?;
         if args.change {
             return change(&mut overlay, spec).await;

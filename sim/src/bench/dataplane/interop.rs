@@ -9,6 +9,8 @@ use super::figures::Contender;
 use super::load;
 use crate::lab::say;
 
+/// With how many packet threads Skein has its turns.
+const THREADS: [u32; 2] = [1, 4];
 /// Skein renews keys after this long, so that it happens while content is sent.
 const REKEY_S: u64 = 2;
 /// How often keys must have been seen to change.
@@ -24,30 +26,31 @@ pub(crate) fn run(name: &str) -> Result<u8, String> {
     let programs = Programs::find(&[Contender::Skein, Contender::WireguardGo])?;
     let hosts = ["--servers", "2", "--workers", "0", "--k3s", "rehearsal", "--no-daemons"];
     let lab = Lab::up(name, &hosts)?;
-    let [ours, theirs] = [End::new(&lab, 1)?, End::new(&lab, 2)?];
+    say(programs.versions().join(", "));
+    // With several threads as well, on whatever machine this is.
+    THREADS.into_iter().try_for_each(|threads| exchange(&lab, &programs, threads))?;
+    Ok(0)
+}
+
+fn exchange(lab: &Lab, programs: &Programs, threads: u32) -> Result<(), String> {
+    let [ours, theirs] = [End::new(lab, 1)?, End::new(lab, 2)?];
     let neighbour = |end| [Neighbour { end, behind: Vec::new() }];
-    let rekey = format!("--rekey-after {REKEY_S}");
-    let skein = Running::start_with(
-        &lab,
-        &programs,
-        Contender::Skein,
-        (&ours, &neighbour(&theirs), 0),
-        &rekey,
-    )?;
+    let options = format!("--rekey-after {REKEY_S} --threads {threads}");
+    let pair = (&ours, &neighbour(&theirs)[..], 0);
+    let skein = Running::start_with(lab, programs, Contender::Skein, pair, &options)?;
     let stock =
-        Running::start(&lab, &programs, Contender::WireguardGo, (&theirs, &neighbour(&ours), 0))?;
+        Running::start(lab, programs, Contender::WireguardGo, (&theirs, &neighbour(&ours), 0))?;
     skein.reaches(&theirs.address())?;
     stock.reaches(&ours.address6())?;
-    say(programs.versions().join(", "));
     let mut handshakes = BTreeSet::new();
     for v6 in [false, true] {
         for (from, to, who) in
             [(&ours, &theirs, "Skein to wireguard-go"), (&theirs, &ours, "wireguard-go to Skein")]
         {
             handshakes.insert(stock.latest_handshake()?);
-            let mib = load::content(&lab, from, to, (v6, u64::from(v6) + 7))?;
+            let mib = load::content(lab, from, to, (v6, u64::from(v6) + 7))?;
             let family = if v6 { "IPv6" } else { "IPv4" };
-            say(format!("{who}, {family}: {mib} MiB arrived as they were sent"));
+            say(format!("{who}, {family}, {threads} threads: {mib} MiB arrived as they were sent"));
         }
     }
     wait("keys to change", REKEYS_MAX, || {
@@ -58,6 +61,5 @@ pub(crate) fn run(name: &str) -> Result<u8, String> {
         }
     })?;
     say(format!("keys changed {} times meanwhile", handshakes.len() - 1));
-    let trip = skein.reaches(&theirs.address()).and_then(|()| stock.reaches(&ours.address()));
-    trip.map(|()| 0)
+    skein.reaches(&theirs.address()).and_then(|()| stock.reaches(&ours.address()))
 }
