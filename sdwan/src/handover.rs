@@ -15,6 +15,17 @@ const FLOWS_MAX: usize = 16_384;
 /// One TCP connection, seen from this host: its own port, and address and port of the other side.
 type Flow = (IpAddr, u16, IpAddr, u16);
 
+/// Whose a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// Its address is not on the move, as far as is known here.
+    Holders,
+    /// The former holder's; one whose session another tunnel has is asked there.
+    Formers(Owner),
+    /// The new holder's, which was decided here.
+    News,
+}
+
 /// Addresses on the move, and the connections that were begun since.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Handovers {
@@ -30,19 +41,19 @@ impl Handovers {
         self.former = former;
     }
 
-    /// Returns the former holder, if it is to have this packet of this host rather than the new one; who that is, is decided
-    /// where the former holder's session is.
-    pub(crate) fn outbound(&mut self, at: Addresses, packet: &[u8]) -> Option<Owner> {
-        let former = *self.former.get(&at.destination)?;
-        if let Owner::There(_) = former {
-            return Some(former);
-        }
-        let Segment { from, to, opens } = segment(packet)?;
+    /// Says whose a packet of this host is.
+    pub(crate) fn outbound(&mut self, at: Addresses, packet: &[u8]) -> Whose {
+        let former = match self.former.get(&at.destination) {
+            None => return Whose::Holders,
+            Some(Owner::There(other)) => return Whose::Formers(Owner::There(*other)),
+            Some(here) => *here,
+        };
+        let Some(Segment { from, to, opens }) = segment(packet) else { return Whose::News };
         let flow = (at.source, from, at.destination, to);
         if opens && self.begun.len() < FLOWS_MAX {
             self.begun.insert(flow);
         }
-        (!opens && !self.begun.contains(&flow)).then_some(former)
+        if opens || self.begun.contains(&flow) { Whose::News } else { Whose::Formers(former) }
     }
 
     /// Tells whether a packet may come from this peer although another one has its source address now.
@@ -60,9 +71,10 @@ mod tests {
     const VIP: &str = "10.90.15.254";
 
     fn to(h: &mut Handovers, packet: &[u8]) -> Option<u32> {
-        match h.outbound(addresses(packet).unwrap(), packet)? {
-            Owner::Here(peer) => Some(peer),
-            Owner::There(_) => panic!("it is decided here"),
+        match h.outbound(addresses(packet).unwrap(), packet) {
+            Whose::Formers(Owner::Here(peer)) => Some(peer),
+            Whose::Formers(Owner::There(_)) => panic!("it is decided here"),
+            Whose::Holders | Whose::News => None,
         }
     }
 

@@ -9,7 +9,7 @@
 //! | [`tunnel`] | the core: packets and datagrams in and out, no I/O | yes |
 //! | [`link`] | addresses and routes: what differs, and netlink | half |
 //! | [`flows`] | TCP connections to hosts that are gone | half |
-//! | [`io`] | TUN device, UDP socket, the thread between them | no |
+//! | [`io`] | TUN device, UDP sockets, the threads between them | no |
 //! | [`overlay`] | all overlays of this host | no |
 
 pub mod error;

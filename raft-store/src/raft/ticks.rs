@@ -45,6 +45,14 @@ enum Standing {
     Acts,
 }
 
+/// Whether a node votes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Vote {
+    None,
+    OneOfSeveral,
+    Only,
+}
+
 /// Whether ticks are on, and after how long that is to be decided again, if nothing changes before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ticks {
@@ -66,15 +74,21 @@ fn decide(standing: Standing, patience: Duration) -> Ticks {
 fn standing(raft: &RaftServerMetrics<TypeConfig>, heard: Option<Duration>) -> Standing {
     let effective = raft.membership_config.membership();
     let committed = raft.committed_membership_config.membership();
-    let votes = |m: &Membership<_, _>| m.voter_ids().any(|id| id == raft.id);
-    if !votes(effective) && !votes(committed) {
-        return Standing::Listens;
-    }
-    let alone = effective.voter_ids().eq([raft.id]);
-    match raft.state {
-        ServerState::Leader | ServerState::Candidate => Standing::Acts,
-        _ if alone => Standing::Acts,
-        _ => Standing::Follows(heard),
+    let has = |m: &Membership<_, _>| m.voter_ids().any(|id| id == raft.id);
+    let vote = match has(effective) || has(committed) {
+        false => Vote::None,
+        true if effective.voter_ids().eq([raft.id]) => Vote::Only,
+        true => Vote::OneOfSeveral,
+    };
+    stands(raft.state, vote, heard)
+}
+
+fn stands(state: ServerState, vote: Vote, heard: Option<Duration>) -> Standing {
+    match (state, vote) {
+        // A leader whose vote was given to another node goes on leading, and its ticks are its heartbeats.
+        (ServerState::Leader | ServerState::Candidate, _) | (_, Vote::Only) => Standing::Acts,
+        (_, Vote::None) => Standing::Listens,
+        (_, Vote::OneOfSeveral) => Standing::Follows(heard),
     }
 }
 
@@ -120,6 +134,19 @@ mod tests {
         let heard = decide(Standing::Follows(Some(ms(40))), PATIENCE);
         assert_eq!(heard, Ticks { on: false, again: Some(ms(110)) });
         assert_eq!(decide(Standing::Listens, PATIENCE), Ticks { on: false, again: None });
+    }
+
+    #[test]
+    fn a_leader_ticks_although_it_has_lost_its_vote() {
+        for vote in [Vote::None, Vote::OneOfSeveral, Vote::Only] {
+            assert_eq!(stands(ServerState::Leader, vote, None), Standing::Acts);
+            assert_eq!(stands(ServerState::Candidate, vote, None), Standing::Acts);
+        }
+        assert_eq!(stands(ServerState::Learner, Vote::None, Some(ms(1))), Standing::Listens);
+        // Whose removal is not committed yet may still be needed for an election.
+        let removed = stands(ServerState::Learner, Vote::OneOfSeveral, None);
+        assert_eq!(removed, Standing::Follows(None));
+        assert_eq!(stands(ServerState::Follower, Vote::Only, Some(ms(1))), Standing::Acts);
     }
 
     #[test]

@@ -18,11 +18,12 @@ use crate::offload::Joins;
 use crate::spec::{MeshSpec, PublicKey};
 use crate::tunnel::{Drops, PeerStatus, Shard};
 pub use tap::Captured;
+use tap::Tap;
 use thread::{Loop, Mail, Neighbour, Parts, SharedLimiter};
 use tun::Tun;
 use udp::Udp;
 
-/// How many strays wait for a thread at most.
+/// How many strays of a kind wait for a thread at most.
 const STRAYS_MAX: usize = 64;
 
 /// What changes hands with the kernel in one piece; each falls back alone where it cannot be done.
@@ -108,11 +109,12 @@ impl Packets {
     ) -> std::io::Result<Self> {
         let (mut neighbours, mut ends) = (Vec::new(), Vec::new());
         for queue in queues {
-            let (strays, strayed) = sync_channel(STRAYS_MAX);
+            let [(datagrams, from_wire), (packets, from_device)] =
+                [sync_channel(STRAYS_MAX), sync_channel(STRAYS_MAX)];
             let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
             let wake = Arc::new(wake);
-            neighbours.push(Neighbour { strays, wake: wake.clone() });
-            ends.push((queue, strayed, wake));
+            neighbours.push(Neighbour { datagrams, packets, wake: wake.clone() });
+            ends.push((queue, [from_wire, from_device], wake));
         }
         let limiter = SharedLimiter::default();
         let mut all = Self { threads: Vec::new() };
@@ -160,7 +162,8 @@ impl Packets {
 
     /// Copies every packet to `sink` until that is closed.
     pub fn capture(&self, sink: &tokio::sync::mpsc::Sender<Captured>) {
-        self.post_all(|| Mail::Capture(sink.clone()));
+        let tap = Tap::new(sink.clone());
+        self.post_all(|| Mail::Capture(tap.clone()));
     }
 
     /// Whether a thread is no more; only a panic ends one before this is dropped.

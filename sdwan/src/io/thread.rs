@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::oneshot;
 
-use super::tap::{Captured, Taps};
+use super::tap::{Tap, Taps};
 use super::tun::{SUPERPACKET_MAX, Tun};
 use super::udp::{self, Udp};
 use super::{Offloads, RoundTrip, Status};
@@ -29,14 +29,15 @@ pub(super) enum Mail {
     Spec(Box<MeshSpec>),
     Status(oneshot::Sender<Status>),
     Ping(PublicKey, oneshot::Sender<RoundTrip>),
-    Capture(tokio::sync::mpsc::Sender<Captured>),
+    Capture(Tap),
     End,
 }
 
 /// Where a thread takes what other threads hand on to it.
 #[derive(Clone)]
 pub(super) struct Neighbour {
-    pub strays: SyncSender<Stray>,
+    pub datagrams: SyncSender<Stray>,
+    pub packets: SyncSender<Stray>,
     pub wake: Arc<EventFd>,
 }
 
@@ -65,7 +66,8 @@ pub(super) struct Parts {
     pub udp: Udp,
     pub wake: Arc<EventFd>,
     pub inbox: Receiver<Mail>,
-    pub strayed: Receiver<Stray>,
+    /// What neighbours hand on: datagrams, and packets of the device.
+    pub strayed: [Receiver<Stray>; 2],
     /// All threads of the overlay, in the order of their numbers, this one among them.
     pub neighbours: Vec<Neighbour>,
     pub limiter: SharedLimiter,
@@ -76,7 +78,7 @@ pub(super) struct Loop {
     udp: Udp,
     wake: Arc<EventFd>,
     inbox: Receiver<Mail>,
-    strayed: Receiver<Stray>,
+    strayed: [Receiver<Stray>; 2],
     neighbours: Vec<Neighbour>,
     limiter: SharedLimiter,
     pub(super) tunnel: Tunnel<BoringSession>,
@@ -173,7 +175,7 @@ impl Loop {
                         self.pings.push((peer, answer));
                     }
                 }
-                Mail::Capture(sink) => self.taps.add(sink),
+                Mail::Capture(tap) => self.taps.add(tap),
                 Mail::End => return false,
             }
         }
@@ -181,10 +183,15 @@ impl Loop {
     }
 
     fn read_strays(&mut self) {
-        while let Ok(stray) = self.strayed.try_recv() {
+        let [datagrams, packets] = &self.strayed;
+        let mut left = BATCH;
+        while let Some(stray) = datagrams.try_recv().or_else(|_| packets.try_recv()).ok() {
             self.tunnel.handle_stray(stray, now());
-            if self.tunnel.is_full() {
-                self.flush();
+            left -= 1;
+            if left == 0 || self.tunnel.is_full() {
+                // The others have their turn, and then what is left.
+                let _ = self.wake.write(1);
+                return;
             }
         }
     }
@@ -193,7 +200,8 @@ impl Loop {
     fn hand_on(&mut self) {
         for stray in self.tunnel.take_strays() {
             let Some(to) = self.neighbours.get(stray.to as usize) else { continue };
-            match to.strays.try_send(stray) {
+            let queue = if stray.is_datagram() { &to.datagrams } else { &to.packets };
+            match queue.try_send(stray) {
                 Ok(()) => {
                     // A full event counter means that the thread has been woken already.
                     let _ = to.wake.write(1);

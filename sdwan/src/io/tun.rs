@@ -31,7 +31,8 @@ impl Tun {
     /// Opens a queue of the device with this name, making it if need be, and asks for all that it can take off our hands.
     ///
     /// # Errors
-    /// When there are no TUN devices, the daemon may not make one, or another process has it.
+    /// When there are no TUN devices, the daemon may not make one, or another process has it, which only a device of one queue
+    /// tells.
     pub fn open(name: &str) -> Result<Self, ApplyError> {
         Self::attach(name, false)
             .or_else(|e| if is_other_kind(&e) { Self::attach(name, true) } else { Err(e) })

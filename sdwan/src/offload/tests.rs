@@ -81,7 +81,8 @@ impl Maker {
         }
         let field = ip + if plan.udp { 6 } else { 16 };
         let sum = pseudo(&p, protocol, length - ip).add(&p[ip..]).finish();
-        put(&mut p, field, if sum == 0 { 0xffff } else { sum });
+        // Nothing but UDP gives zero a meaning of its own (RFC 768); cut segments have what their protocol wants.
+        put(&mut p, field, if sum == 0 && plan.udp { 0xffff } else { sum });
         if plan.broken {
             p[field] ^= 0x40;
         }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::shard::What;
 use super::{Kind, Owner, Stray, TELL, Tunnel};
+use crate::handover::Whose;
 use crate::icmp::{may_be_fragmented, too_big};
 use crate::offload::{Offload, longest, split};
 use crate::packet::{addresses, class};
@@ -43,14 +44,23 @@ impl<S: Session> Tunnel<S> {
             self.drops.malformed += 1;
             return;
         };
-        let settled = strayed == Some(true);
-        let former = if settled { None } else { self.handovers.outbound(at, bytes) };
-        let index = match former.or_else(|| self.routes.get(at.destination)) {
-            Some(Owner::Here(index)) => Some(index),
-            // While a spec has reached one tunnel and not yet another, each may take the packet for the other's.
-            Some(Owner::There(to)) if strayed.is_none() || (former.is_none() && !settled) => {
-                let (bytes, settled) = (bytes.to_vec(), former.is_none());
-                self.strays.push(Stray { to, what: What::Packet { offload, bytes, settled } });
+        let whose = match strayed {
+            Some(true) => Whose::News,
+            _ => self.handovers.outbound(at, bytes),
+        };
+        let owner = match whose {
+            Whose::Formers(former) => Some(former),
+            Whose::Holders | Whose::News => self.routes.get(at.destination),
+        };
+        let index = match (owner, strayed, whose) {
+            (Some(Owner::Here(index)), ..) => Some(index),
+            // While a spec has reached one tunnel and not yet another, each may take the packet for the other's: it is handed on
+            // once, and once more by who decided on a handover.
+            (Some(Owner::There(to)), None, _)
+            | (Some(Owner::There(to)), Some(false), Whose::Holders | Whose::News) => {
+                let settled = strayed.is_some() || whose == Whose::News;
+                let what = What::Packet { offload, bytes: bytes.to_vec(), settled };
+                self.strays.push(Stray { to, what });
                 return;
             }
             _ => None,

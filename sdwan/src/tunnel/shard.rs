@@ -75,6 +75,13 @@ pub(super) enum What {
     Datagram { path: Path, class: u8, addressee: Addressee, wire: Vec<u8> },
 }
 
+impl Stray {
+    /// Whether it came from the wire: calls are among these, which must not wait behind packets of the device.
+    pub fn is_datagram(&self) -> bool {
+        matches!(self.what, What::Datagram { .. })
+    }
+}
+
 impl<S: Session> Tunnel<S> {
     /// Takes what another tunnel of this overlay handed on.
     pub fn handle_stray(&mut self, stray: Stray, now: std::time::Instant) {

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::distort::distort;
 use super::invariant::no_secret::NoSecret;
 use super::invariant::votes_grow::VotesGrow;
-use super::invariant::{Applied, Invariant, Moment, Standing, acknowledged, all};
+use super::invariant::{Applied, Invariant, Moment, Standing, acknowledged, all, is_compared};
 use super::story::{Now, Reached, Story};
 use super::world::life::{Life, Served};
 use super::world::stack::Asked;
@@ -18,11 +18,6 @@ use super::world::{World, lock};
 
 /// How often the whole fleet is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// Above this many members, a state that another node had before is looked at where its index is a multiple of the stride
-/// only: a look costs as much as the state is large.
-const LARGE: usize = 50;
-const STRIDE: u64 = 64;
 
 /// An invariant that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,7 +100,7 @@ impl Judge {
         let Docket { invariants, newest, acknowledged, no_secret, .. } = &mut *docket;
         let before = newest.as_ref().filter(|(known, _)| *known < index).map(|(_, s)| s.clone());
         let is_newest = newest.as_ref().is_none_or(|(known, _)| *known < index);
-        if !is_newest && state.nodes.len() > LARGE && !index.is_multiple_of(STRIDE) {
+        if !is_newest && !is_compared(index, state) {
             return;
         }
         let seen = Applied { index, before: before.as_deref(), state, machine };

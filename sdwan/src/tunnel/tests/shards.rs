@@ -163,8 +163,15 @@ fn a_planned_move_between_peers_of_different_tunnels_leaves_connections_where_th
         fleet.send(to_vip(2000, flags));
         assert_eq!(fleet.settle().iter().map(|(n, _)| *n).collect::<Vec<_>>(), [new]);
     }
-    let answer = tcp(VIP, 6443, "10.90.0.1", 1000, 0x10);
+    // A tunnel that has not heard of the move yet gives the packet to the former holder's, which has.
+    let other = fleet.shards[0].shard.of_key(&key(new).public()) as usize;
+    fleet.shards[other] = T::of(Shard::all(2).nth(other).unwrap(), 1);
     let now = fleet.now;
+    fleet.shards[other].set_spec(&spec(1, 2, peers(former)), now);
+    fleet.shards[other].handle_tun(to_vip(1000, 0x10).as_mut_slice(), now);
+    assert_eq!(fleet.settle().iter().map(|(n, _)| *n).collect::<Vec<_>>(), [former]);
+
+    let answer = tcp(VIP, 6443, "10.90.0.1", 1000, 0x10);
     let sends = fleet.hosts.iter_mut().find(|(n, _)| *n == former).unwrap();
     sends.1.handle_tun(answer.clone().as_mut_slice(), now);
     assert_eq!(fleet.settle(), [(1, answer)]);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use raft_store::model::State;
 use serde_json::Value;
 
-use super::{Applied, Invariant};
+use super::{Applied, Invariant, is_compared};
 
 /// How many indexes are remembered. What differed further back still differs in these.
 const KEPT: usize = 1_024;
@@ -25,6 +25,9 @@ impl Invariant for Agreement {
     }
 
     fn applied(&mut self, a: &Applied<'_>) -> Result<(), String> {
+        if !is_compared(a.index, a.state) {
+            return Ok(());
+        }
         let Some((known, by)) = self.seen.get(&a.index) else {
             self.seen.insert(a.index, (a.state.clone(), a.machine));
             if self.seen.len() > KEPT {

@@ -37,6 +37,16 @@ use raft_store::model::State;
 use raft_store::raft::RaftStatus;
 use sdwan::MeshSpec;
 
+/// Above this many members, a state that another node had before is looked at where its index is a multiple of the stride
+/// only: a look costs as much as the state is large.
+const LARGE: usize = 50;
+const STRIDE: u64 = 64;
+
+/// Tells whether what several nodes have at this index is compared.
+pub fn is_compared(index: u64, state: &State) -> bool {
+    state.nodes.len() <= LARGE || index.is_multiple_of(STRIDE)
+}
+
 /// A state that a node has applied.
 #[derive(Clone, Copy)]
 pub struct Applied<'a> {
