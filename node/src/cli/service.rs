@@ -14,6 +14,7 @@ use api::status::detail;
 use tokio::time::{Instant, sleep};
 
 use super::{Global, Places, output};
+use crate::config::SOCKET;
 use crate::files;
 
 const UNIT: &str = "/etc/systemd/system/skein.service";
@@ -58,7 +59,10 @@ fn failed(why: impl std::fmt::Display, next: &str) -> ApiError {
 /// Starts the daemon so that it stays: as a unit where systemd runs, else in the background.
 pub(super) async fn start(global: &Global, places: &Places) -> Result<(), ApiError> {
     if Path::new("/run/systemd/system").is_dir() {
-        return install(places);
+        install(places)?;
+        await_unit(Path::new(SOCKET), ANSWER_MAX).await?;
+        output::note("skein.service runs and will start at each boot");
+        return Ok(());
     }
     if answers(&global.socket).await {
         output::note("the daemon runs already");
@@ -82,9 +86,29 @@ fn install(places: &Places) -> Result<(), ApiError> {
     files::replace(Path::new(UNIT), unit(&binary, places).as_bytes(), 0o644)
         .map_err(|e| failed(format!("{UNIT}: {e}"), "run the command again as root"))?;
     systemctl(&["daemon-reload"])?;
-    systemctl(&["enable", "--now", "skein.service"])?;
-    output::note("skein.service runs and will start at each boot");
+    systemctl(&["enable", "--now", "skein.service"])
+}
+
+/// systemd says that a unit was started before its daemon answers.
+async fn await_unit(socket: &Path, limit: Duration) -> Result<(), ApiError> {
+    let until = Instant::now() + limit;
+    while !tokio::time::timeout_at(until, answers(socket)).await.unwrap_or(false) {
+        if Instant::now() >= until {
+            let what = "skein.service was started, but does not answer yet";
+            let next = "skein status; journalctl -u skein -n 20";
+            return Err(detail("timeout", what, journal(), next).into());
+        }
+        sleep(POLL).await;
+    }
     Ok(())
+}
+
+/// What the unit said last.
+fn journal() -> String {
+    let args = ["-u", "skein", "-n", "4", "-o", "cat", "--no-pager"];
+    let out = Command::new("journalctl").args(args).output();
+    let text = out.map(|out| String::from_utf8_lossy(&out.stdout).trim().replace('\n', "; "));
+    text.ok().filter(|t| !t.is_empty()).unwrap_or_else(|| "the journal has nothing of it".into())
 }
 
 fn daemon_args(global: &Global, places: &Places) -> Vec<OsString> {
@@ -208,6 +232,15 @@ mod tests {
         assert!(e.why.contains("its log is empty"), "{}", e.why);
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_unit_whose_daemon_does_not_answer_is_told_with_what_to_look_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = Duration::from_millis(50);
+        let e = await_unit(&dir.path().join("no.sock"), limit).await.unwrap_err();
+        assert_eq!(e.code, 6);
+        assert!(!e.why.is_empty() && e.next.contains("journalctl"), "{} {}", e.why, e.next);
     }
 
     #[test]
