@@ -185,7 +185,7 @@ impl Loop {
     fn read_strays(&mut self) {
         let [datagrams, packets] = &self.strayed;
         let mut left = BATCH;
-        while let Some(stray) = datagrams.try_recv().or_else(|_| packets.try_recv()).ok() {
+        while let Ok(stray) = datagrams.try_recv().or_else(|_| packets.try_recv()) {
             self.tunnel.handle_stray(stray, now());
             left -= 1;
             if left == 0 || self.tunnel.is_full() {

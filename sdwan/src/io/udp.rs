@@ -37,7 +37,7 @@ pub struct Udp {
 
 impl Udp {
     /// Listens on a port with so many sockets, on IPv6 and IPv4, or on IPv4 alone where there is no IPv6. Of several, each gets
-    /// the messages of its own sessions ([`Shard`]), and the first one those that begin one.
+    /// the messages of its own sessions ([`crate::tunnel::Shard`]), and the first one those that begin one.
     ///
     /// # Errors
     /// When the port is taken.
