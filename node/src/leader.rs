@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::daemon::{FleetView, NodeView};
 use raft_store::apply::{Command, Outcome, Proposal};
-use raft_store::model::{NodeId, RequestId, UnixMillis};
+use raft_store::model::{NodeId, RequestId, State, UnixMillis};
 use raft_store::plan::{
     Liveness, Membership, MembershipChange, Report, WINDOW, clock_offsets, fleet_offset, lost,
     plan, plan_membership,
@@ -219,20 +219,20 @@ impl<E: Env> Leader<E> {
         self.follow_raft();
         let now = rt::now();
         self.forget_after_gap(now);
-        let seen = self.seen.as_ref().map(|(_, seen)| seen);
+        let Some((_, seen)) = &self.seen else {
+            self.lost = BTreeSet::new();
+            return;
+        };
+        let (status, state) = (self.store.status(), self.store.state());
         // Once per look rather than per report: reports come from every node, ten times a second.
-        self.lost =
-            seen.map(|seen| lost(&self.store.state(), seen, now.into_std())).unwrap_or_default();
-        let Some(seen) = seen else { return };
-        let state = self.store.state();
-        let me = NodeId(self.store.status().id);
-        let offsets = clock_offsets(&state, seen, me, now.into_std());
+        self.lost = lost(&state, seen, now.into_std());
+        let offsets = clock_offsets(&state, seen, NodeId(status.id), now.into_std());
         self.clock_ms = fleet_offset(&offsets, state.nodes.len());
         while self.planning.try_join_next().is_some() {}
         while self.changing.try_join_next().is_some() {}
         if self.planning.is_empty() {
-            let mut commands = plan(&self.store.state(), seen, now.into_std());
-            commands.extend(self.key_for_newcomer());
+            let mut commands = plan(&state, seen, now.into_std());
+            commands.extend(self.key_for_newcomer(&state));
             let (env, store) = (self.env.clone(), self.store.clone());
             let at = self.own.fleet_time(env.wall());
             if !commands.is_empty() {
@@ -244,7 +244,7 @@ impl<E: Env> Leader<E> {
             }
         }
         if self.changing.is_empty()
-            && let Some(change) = self.membership_change(seen, now)
+            && let Some(change) = self.membership_change((&status, &state), seen, now)
         {
             self.changed_at = now;
             let store = self.store.clone();
@@ -252,27 +252,31 @@ impl<E: Env> Leader<E> {
         }
     }
 
-    fn membership_change(&self, seen: &Liveness, now: Instant) -> Option<MembershipChange> {
-        let status = self.store.status();
+    fn membership_change(
+        &self,
+        (status, state): (&RaftStatus, &State),
+        seen: &Liveness,
+        now: Instant,
+    ) -> Option<MembershipChange> {
         let settled = now.duration_since(self.changed_at) >= SETTLE;
-        if status.changing || !settled || !has_quorum(&status) {
+        if status.changing || !settled || !has_quorum(status) {
             return None;
         }
+        let named = |ids: &BTreeSet<u64>| ids.iter().copied().map(NodeId).collect();
         let membership = Membership {
             me: Some(NodeId(status.id)),
-            voters: status.voters.iter().copied().map(NodeId).collect(),
-            joint: status.joint.map(|next| next.into_iter().map(NodeId).collect()),
-            learners: status.learners.iter().copied().map(NodeId).collect(),
+            voters: named(&status.voters),
+            joint: status.joint.as_ref().map(named),
+            learners: named(&status.learners),
             last_log: status.last_log,
             matched: status.matched.iter().map(|(id, m)| (NodeId(*id), *m)).collect(),
         };
-        plan_membership(&self.store.state(), &membership, seen, now.into_std())
+        plan_membership(state, &membership, seen, now.into_std())
     }
 
     /// Boxes the fleet's key for one node that has not got it.
-    fn key_for_newcomer(&self) -> Option<Command> {
+    fn key_for_newcomer(&self, state: &State) -> Option<Command> {
         let key = self.fleet_key.borrow().clone()?;
-        let state = self.store.state();
         let node = state.nodes.values().find(|n| n.key_box.is_none())?;
         let mut nonce = [0; 24];
         nonce.copy_from_slice(&self.env.random()[..24]);

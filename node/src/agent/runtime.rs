@@ -1,12 +1,13 @@
 //! Keeps this host's K3s as the state says, and reports how far it is. Shell.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::secrets::{CLUSTER_SECRETS, ClusterSecrets};
 use k3s::Host as _;
 use raft_store::apply::{Command, ReportPhase};
-use raft_store::model::{Assignment, Cluster, Phase, Role, State};
+use raft_store::model::{Assignment, Cluster, Phase, Role, Sealed, State};
 use raft_store::raft::Published;
 use raft_store::rt::watch;
 use raft_store::rt::{self, sleep, timeout};
@@ -28,6 +29,22 @@ pub struct K3sAgent<E: Env> {
     release: k3s::Release,
     dir: PathBuf,
     left: watch::Receiver<bool>,
+    opened: Option<(Sealed, Arc<ClusterSecrets>)>,
+    done: Option<Done>,
+}
+
+/// What the last turn was about. The state changes far more often than this, and a host need not be looked at for that.
+struct Done {
+    assignment: Option<Assignment>,
+    cluster: Option<Cluster>,
+    spec: k3s::Spec,
+    wake: Instant,
+}
+
+impl Done {
+    fn covers(&self, a: Option<&Assignment>, c: Option<&Cluster>, spec: &k3s::Spec) -> bool {
+        self.assignment.as_ref() == a && self.cluster.as_ref() == c && self.spec == *spec
+    }
 }
 
 impl<E: Env> K3sAgent<E> {
@@ -39,7 +56,7 @@ impl<E: Env> K3sAgent<E> {
         left: watch::Receiver<bool>,
     ) -> Self {
         let driver = k3s::Driver::new(shared.env.host());
-        Self { shared, driver, release, dir, left }
+        Self { shared, driver, release, dir, left, opened: None, done: None }
     }
 
     /// Runs until the daemon ends.
@@ -64,7 +81,7 @@ impl<E: Env> K3sAgent<E> {
         let node = state.nodes.get(&self.shared.me);
         let assignment = node.and_then(|n| n.assignment.as_ref());
         let cluster = self.shared.own_cluster(state);
-        let secrets = cluster.and_then(|c| self.shared.secrets(c));
+        let secrets = cluster.and_then(|c| self.secrets(c));
         let founding = match self.founding(state, cluster, assignment) {
             Ok(founding) => founding,
             Err(why) => {
@@ -77,7 +94,7 @@ impl<E: Env> K3sAgent<E> {
         let inputs = K3sInputs {
             me: self.shared.me,
             release: &self.release,
-            secrets: secrets.as_ref(),
+            secrets: secrets.as_deref(),
             founding: founding.as_ref(),
             left,
         };
@@ -86,12 +103,34 @@ impl<E: Env> K3sAgent<E> {
             // Wiped when the machine gets another role; what an operator may want to save is kept until then.
             spec = k3s::Spec::Stopped;
         }
+        let covered =
+            self.done.as_ref().filter(|d| now < d.wake && d.covers(assignment, cluster, &spec));
+        if let Some(done) = covered {
+            return done.wake;
+        }
         let turn = self.driver.turn(&spec, now).await;
         self.tell(assignment, &turn);
-        if let Some(a) = assignment {
-            self.report(state, cluster, a, &spec, &turn, founding.as_ref()).await;
+        let told = match assignment {
+            Some(a) => self.report(state, cluster, a, &spec, &turn, founding.as_ref()).await,
+            None => true,
+        };
+        let (assignment, cluster, wake) = (assignment.cloned(), cluster.cloned(), turn.wake);
+        // What was not taken is told again after the next change, such as a leader's first.
+        self.done = told.then_some(Done { assignment, cluster, spec, wake });
+        wake
+    }
+
+    /// Opens the cluster's secrets, which seldom change.
+    fn secrets(&mut self, cluster: &Cluster) -> Option<Arc<ClusterSecrets>> {
+        let sealed = cluster.secrets.as_ref()?;
+        if let Some((of, opened)) = &self.opened
+            && of == sealed
+        {
+            return Some(opened.clone());
         }
-        turn.wake
+        let opened = Arc::new(self.shared.secrets(cluster)?);
+        self.opened = Some((sealed.clone(), opened.clone()));
+        Some(opened)
     }
 
     /// Measures the disk under K3s once for each cluster that this server may found, before anything of K3s loads it.
@@ -153,6 +192,7 @@ impl<E: Env> K3sAgent<E> {
         });
     }
 
+    /// Reports what differs from what is agreed; returns whether nothing is left to be told.
     async fn report(
         &self,
         state: &State,
@@ -161,9 +201,9 @@ impl<E: Env> K3sAgent<E> {
         spec: &k3s::Spec,
         turn: &k3s::Turn,
         founding: Option<&Founding>,
-    ) {
+    ) -> bool {
         let Some(phase) = next_phase(a, cluster, spec, turn) else {
-            return;
+            return true;
         };
         let captured = (phase == Phase::Bootstrapped).then_some(()).and(turn.captured.as_ref());
         let secrets = match (captured, founding) {
@@ -171,7 +211,7 @@ impl<E: Env> K3sAgent<E> {
             _ => None,
         };
         if phase == Phase::Bootstrapped && secrets.is_none() {
-            return;
+            return false;
         }
         let message = match &turn.phase {
             k3s::Phase::Failed { reason } => Some(reason.clone()),
@@ -189,10 +229,10 @@ impl<E: Env> K3sAgent<E> {
             endpoint,
             secrets,
         };
-        self.shared.propose(Command::ReportPhase(report)).await;
+        self.shared.propose(Command::ReportPhase(report)).await
     }
 
-    fn seal(&self, c: &k3s::Captured, f: &Founding) -> Option<raft_store::model::Sealed> {
+    fn seal(&self, c: &k3s::Captured, f: &Founding) -> Option<Sealed> {
         let key = self.shared.fleet_key.borrow().clone()?;
         let secrets = ClusterSecrets {
             server_token: c.server_token.expose().to_owned(),

@@ -71,7 +71,7 @@ pub(super) async fn start(global: &Global, places: &Places) -> Result<(), ApiErr
     let binary = std::env::current_exe().map_err(|e| not_started(e, Path::new(LOG)))?;
     let mut child = detach(&binary, &daemon_args(global, places), Path::new(LOG))
         .map_err(|e| not_started(e, Path::new(LOG)))?;
-    await_answer(&mut child, &global.socket, Path::new(LOG), ANSWER_MAX).await?;
+    await_child(&mut child, &global.socket, Path::new(LOG), ANSWER_MAX).await?;
     output::note(format!(
         "systemd does not run here: the daemon runs in the background, log {LOG}; after a reboot start it with: skein daemon"
     ));
@@ -89,18 +89,52 @@ fn install(places: &Places) -> Result<(), ApiError> {
     systemctl(&["enable", "--now", "skein.service"])
 }
 
-/// systemd says that a unit was started before its daemon answers.
-async fn await_unit(socket: &Path, limit: Duration) -> Result<(), ApiError> {
+/// Waits until the daemon answers. `alive` fails once it has ended, and `late` says what is so when the time is over.
+async fn await_answer(
+    socket: &Path,
+    limit: Duration,
+    mut alive: impl FnMut() -> Result<(), ApiError>,
+    late: impl FnOnce() -> ApiError,
+) -> Result<(), ApiError> {
     let until = Instant::now() + limit;
-    while !tokio::time::timeout_at(until, answers(socket)).await.unwrap_or(false) {
+    loop {
+        alive()?;
+        if tokio::time::timeout_at(until, answers(socket)).await.unwrap_or(false) {
+            return Ok(());
+        }
         if Instant::now() >= until {
-            let what = "skein.service was started, but does not answer yet";
-            let next = "skein status; journalctl -u skein -n 20";
-            return Err(detail("timeout", what, journal(), next).into());
+            return Err(late());
         }
         sleep(POLL).await;
     }
-    Ok(())
+}
+
+/// systemd says that a unit was started before its daemon answers.
+async fn await_unit(socket: &Path, limit: Duration) -> Result<(), ApiError> {
+    let late = || {
+        let what = "skein.service was started, but does not answer yet";
+        detail("timeout", what, journal(), "skein status; journalctl -u skein -n 20").into()
+    };
+    // systemd starts again what has ended.
+    await_answer(socket, limit, || Ok(()), late).await
+}
+
+async fn await_child(
+    child: &mut Child,
+    socket: &Path,
+    log: &Path,
+    limit: Duration,
+) -> Result<(), ApiError> {
+    let alive = || match child.try_wait().map_err(|e| not_started(e, log))? {
+        Some(status) => Err(not_started(format!("it ended ({status}); {}", last_words(log)), log)),
+        None => Ok(()),
+    };
+    let late = || {
+        let what = "the daemon runs, but does not answer yet";
+        let next = format!("skein status; tail {}", log.display());
+        detail("timeout", what, last_words(log), next).into()
+    };
+    await_answer(socket, limit, alive, late).await
 }
 
 /// What the unit said last.
@@ -153,31 +187,6 @@ async fn answers(socket: &Path) -> bool {
     status.is_ok_and(|s| s.into_inner().quorum)
 }
 
-async fn await_answer(
-    child: &mut Child,
-    socket: &Path,
-    log: &Path,
-    limit: Duration,
-) -> Result<(), ApiError> {
-    let until = Instant::now() + limit;
-    loop {
-        let ended = child.try_wait().map_err(|e| not_started(e, log))?;
-        if let Some(status) = ended {
-            let why = format!("it ended ({status}); {}", last_words(log));
-            return Err(not_started(why, log));
-        }
-        if tokio::time::timeout_at(until, answers(socket)).await.unwrap_or(false) {
-            return Ok(());
-        }
-        if Instant::now() >= until {
-            let what = "the daemon runs, but does not answer yet";
-            let next = format!("skein status; tail {}", log.display());
-            return Err(detail("timeout", what, last_words(log), next).into());
-        }
-        sleep(POLL).await;
-    }
-}
-
 fn last_words(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
@@ -215,7 +224,7 @@ mod tests {
         let script = shell("echo early; echo port 7443 is taken >&2; exit 3");
         let mut child = detach(Path::new("/bin/sh"), &script, &log).unwrap();
         let limit = Duration::from_secs(20);
-        let e = await_answer(&mut child, &socket, &log, limit).await.unwrap_err();
+        let e = await_child(&mut child, &socket, &log, limit).await.unwrap_err();
         assert_eq!(e.code, 1);
         assert!(e.why.contains("early | port 7443 is taken") && e.why.contains('3'), "{}", e.why);
         assert!(e.next.contains("skein daemon"), "{}", e.next);
@@ -227,7 +236,7 @@ mod tests {
         let (log, socket) = (dir.path().join("skein.log"), dir.path().join("no.sock"));
         let mut child = detach(Path::new("/bin/sh"), &shell("exec sleep 60"), &log).unwrap();
         let limit = Duration::from_millis(50);
-        let e = await_answer(&mut child, &socket, &log, limit).await.unwrap_err();
+        let e = await_child(&mut child, &socket, &log, limit).await.unwrap_err();
         assert_eq!(e.code, 6);
         assert!(e.why.contains("its log is empty"), "{}", e.why);
         child.kill().unwrap();

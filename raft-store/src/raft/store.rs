@@ -16,7 +16,7 @@ use super::inbound::Arriving;
 use super::log::LogStore;
 use super::machine::{self, Published, StateMachine};
 use super::net::{Network, Transport};
-use super::ticks::{self, Heard};
+use super::ticks::{self, Heard, Timers};
 use super::types::{Member, TypeConfig};
 use crate::disk::{Disk, Disks, Loaded, OpenError, Sled, SledOptions, SnapshotError, Snapshots};
 use crate::model::State;
@@ -274,8 +274,9 @@ impl<T: Transport> Store<T> {
         let (arriving, heard) = (Arriving::default(), Heard::default());
         let inner = Inner { id: config.id, raft, transport, published, arriving, heard };
         let inner = Arc::new(inner);
-        let (_, patience, _) = config.profile.timers();
-        let ticks = ticks::keep(Arc::downgrade(&inner), Duration::from_millis(patience));
+        let (heartbeat, patience, _) = config.profile.timers();
+        let [heartbeat, patience] = [heartbeat, patience].map(Duration::from_millis);
+        let ticks = ticks::keep(Arc::downgrade(&inner), Timers { heartbeat, patience });
         // A task of the node, which ends with Raft.
         drop(NodeRt::spawn(ticks));
         Ok(Self { inner })

@@ -3,7 +3,8 @@
 //! openraft looks five times in each heartbeat's interval, a hundred times a second, on every node: also on one without a
 //! vote, and on one that has heard its leader a moment ago, where nothing can come of it. A follower stands for election
 //! no earlier than the shortest election timeout after it last heard the leader (Ongaro and Ousterhout, "In Search of an
-//! Understandable Consensus Algorithm", section 5.2), so until then its ticks are off.
+//! Understandable Consensus Algorithm", section 5.2), so until then its ticks are off. A leader's only timer is the next
+//! heartbeat: it is asked for here when it is due, and no tick looks for it in between.
 
 use std::sync::{Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -41,7 +42,9 @@ enum Standing {
     Listens,
     /// It has a vote and follows; its leader was heard so long ago, if ever.
     Follows(Option<Duration>),
-    /// It leads, stands for election, or is the only voter: its timers may be over at any time.
+    /// It leads; so long ago, if ever, it was told to send heartbeats.
+    Leads(Option<Duration>),
+    /// It stands for election, or is the only voter: its timers may be over at any time.
     Acts,
 }
 
@@ -53,25 +56,46 @@ enum Vote {
     Only,
 }
 
-/// Whether ticks are on, and after how long that is to be decided again, if nothing changes before.
+/// Raft's timers, as far as they are looked at here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ticks {
-    on: bool,
+pub(super) struct Timers {
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// The shortest election timeout.
+    pub patience: Duration,
+}
+
+/// What is due, and after how long that is to be decided again, if nothing changes before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Due {
+    ticks: bool,
+    heartbeat: bool,
     again: Option<Duration>,
 }
 
-fn decide(standing: Standing, patience: Duration) -> Ticks {
+fn decide(standing: Standing, timers: Timers) -> Due {
+    let Timers { heartbeat, patience } = timers;
+    let rests = Due { ticks: false, heartbeat: false, again: None };
     match standing {
-        Standing::Listens => Ticks { on: false, again: None },
-        Standing::Acts => Ticks { on: true, again: None },
-        Standing::Follows(Some(ago)) if ago < patience => {
-            Ticks { on: false, again: Some(patience.saturating_sub(ago)) }
+        Standing::Listens => rests,
+        Standing::Acts => Due { ticks: true, ..rests },
+        Standing::Leads(Some(ago)) if ago < heartbeat => {
+            Due { again: Some(heartbeat.saturating_sub(ago)), ..rests }
         }
-        Standing::Follows(_) => Ticks { on: true, again: Some(patience) },
+        Standing::Leads(_) => Due { heartbeat: true, again: Some(heartbeat), ..rests },
+        Standing::Follows(Some(ago)) if ago < patience => {
+            Due { again: Some(patience.saturating_sub(ago)), ..rests }
+        }
+        Standing::Follows(_) => Due { ticks: true, again: Some(patience), ..rests },
     }
 }
 
-fn standing(raft: &RaftServerMetrics<TypeConfig>, heard: Option<Duration>) -> Standing {
+/// `heard` and `beaten` are how long ago the leader was heard, and heartbeats were asked for.
+fn standing(
+    raft: &RaftServerMetrics<TypeConfig>,
+    heard: Option<Duration>,
+    beaten: Option<Duration>,
+) -> Standing {
     let effective = raft.membership_config.membership();
     let committed = raft.committed_membership_config.membership();
     let has = |m: &Membership<_, _>| m.voter_ids().any(|id| id == raft.id);
@@ -80,29 +104,46 @@ fn standing(raft: &RaftServerMetrics<TypeConfig>, heard: Option<Duration>) -> St
         true if effective.voter_ids().eq([raft.id]) => Vote::Only,
         true => Vote::OneOfSeveral,
     };
-    stands(raft.state, vote, heard)
+    stands(raft.state, vote, (heard, beaten))
 }
 
-fn stands(state: ServerState, vote: Vote, heard: Option<Duration>) -> Standing {
+fn stands(
+    state: ServerState,
+    vote: Vote,
+    (heard, beaten): (Option<Duration>, Option<Duration>),
+) -> Standing {
     match (state, vote) {
-        // A leader whose vote was given to another node goes on leading, and its ticks are its heartbeats.
-        (ServerState::Leader | ServerState::Candidate, _) | (_, Vote::Only) => Standing::Acts,
+        // Also one whose vote was given to another node.
+        (ServerState::Leader, _) => Standing::Leads(beaten),
+        (ServerState::Candidate, _) | (_, Vote::Only) => Standing::Acts,
         (_, Vote::None) => Standing::Listens,
         (_, Vote::OneOfSeveral) => Standing::Follows(heard),
     }
 }
 
-/// Decides again whenever something changes, until Raft ends. `patience` is the shortest election timeout.
-pub(super) async fn keep<T: Transport>(store: Weak<Inner<T>>, patience: Duration) {
+/// Decides again whenever something changes, until Raft ends.
+pub(super) async fn keep<T: Transport>(store: Weak<Inner<T>>, timers: Timers) {
     let Some(mut seen) = store.upgrade().map(|s| s.raft.server_metrics()) else { return };
+    let mut beaten: Option<Instant> = None;
     loop {
         let Some(inner) = store.upgrade() else { return };
-        let standing = standing(&seen.borrow_and_update(), inner.heard.ago(now()));
-        let ticks = decide(standing, patience);
-        inner.raft.runtime_config().tick(ticks.on);
+        let at = now();
+        let ago = beaten.map(|then| at.saturating_duration_since(then));
+        let standing = standing(&seen.borrow_and_update(), inner.heard.ago(at), ago);
+        if !matches!(standing, Standing::Leads(_)) {
+            // Whoever leads again begins with a heartbeat.
+            beaten = None;
+        }
+        let due = decide(standing, timers);
+        inner.raft.runtime_config().tick(due.ticks);
+        if due.heartbeat {
+            beaten = Some(at);
+            // A core too busy to take it sends entries, which do as well; one that has ended is found below.
+            let _ = timeout(timers.heartbeat, inner.raft.trigger().heartbeat()).await;
+        }
         // Only while something is decided: who drops the last handle ends Raft.
         drop(inner);
-        let ended = match ticks.again {
+        let ended = match due.again {
             Some(again) => timeout(again, seen.changed()).await.is_ok_and(|c| c.is_err()),
             None => seen.changed().await.is_err(),
         };
@@ -117,6 +158,8 @@ mod tests {
     use super::*;
 
     const PATIENCE: Duration = Duration::from_millis(150);
+    const TIMERS: Timers = Timers { heartbeat: Duration::from_millis(50), patience: PATIENCE };
+    const RESTS: Due = Due { ticks: false, heartbeat: false, again: None };
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -124,29 +167,42 @@ mod tests {
 
     #[test]
     fn who_may_have_to_act_ticks() {
-        assert!(decide(Standing::Acts, PATIENCE).on);
-        assert!(decide(Standing::Follows(None), PATIENCE).on, "never heard a leader");
-        assert!(decide(Standing::Follows(Some(PATIENCE)), PATIENCE).on, "heard it too long ago");
+        assert!(decide(Standing::Acts, TIMERS).ticks);
+        assert!(decide(Standing::Follows(None), TIMERS).ticks, "never heard a leader");
+        assert!(decide(Standing::Follows(Some(PATIENCE)), TIMERS).ticks, "heard it too long ago");
     }
 
     #[test]
     fn who_heard_its_leader_rests_until_an_election_may_begin() {
-        let heard = decide(Standing::Follows(Some(ms(40))), PATIENCE);
-        assert_eq!(heard, Ticks { on: false, again: Some(ms(110)) });
-        assert_eq!(decide(Standing::Listens, PATIENCE), Ticks { on: false, again: None });
+        let heard = decide(Standing::Follows(Some(ms(40))), TIMERS);
+        assert_eq!(heard, Due { again: Some(ms(110)), ..RESTS });
+        assert_eq!(decide(Standing::Listens, TIMERS), RESTS);
     }
 
     #[test]
-    fn a_leader_ticks_although_it_has_lost_its_vote() {
-        for vote in [Vote::None, Vote::OneOfSeveral, Vote::Only] {
-            assert_eq!(stands(ServerState::Leader, vote, None), Standing::Acts);
-            assert_eq!(stands(ServerState::Candidate, vote, None), Standing::Acts);
+    fn a_leader_beats_at_once_and_then_in_its_interval() {
+        let beats = Due { heartbeat: true, again: Some(ms(50)), ..RESTS };
+        for due in [None, Some(ms(50)), Some(ms(4_000))] {
+            assert_eq!(decide(Standing::Leads(due), TIMERS), beats);
         }
-        assert_eq!(stands(ServerState::Learner, Vote::None, Some(ms(1))), Standing::Listens);
+        // Woken early by a change, it does not beat twice.
+        let early = decide(Standing::Leads(Some(ms(20))), TIMERS);
+        assert_eq!(early, Due { again: Some(ms(30)), ..RESTS });
+    }
+
+    #[test]
+    fn a_leader_beats_although_it_has_lost_its_vote() {
+        let (heard, never) = ((Some(ms(1)), None), (None, None));
+        for vote in [Vote::None, Vote::OneOfSeveral, Vote::Only] {
+            let leads = stands(ServerState::Leader, vote, (None, Some(ms(7))));
+            assert_eq!(leads, Standing::Leads(Some(ms(7))));
+            assert_eq!(stands(ServerState::Candidate, vote, never), Standing::Acts);
+        }
+        assert_eq!(stands(ServerState::Learner, Vote::None, heard), Standing::Listens);
         // Whose removal is not committed yet may still be needed for an election.
-        let removed = stands(ServerState::Learner, Vote::OneOfSeveral, None);
+        let removed = stands(ServerState::Learner, Vote::OneOfSeveral, never);
         assert_eq!(removed, Standing::Follows(None));
-        assert_eq!(stands(ServerState::Follower, Vote::Only, Some(ms(1))), Standing::Acts);
+        assert_eq!(stands(ServerState::Follower, Vote::Only, heard), Standing::Acts);
     }
 
     #[test]

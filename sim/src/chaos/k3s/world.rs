@@ -110,18 +110,19 @@ impl Kubernetes {
         kubeconfig: &Secret,
         endpoint: Option<&str>,
     ) -> Result<SimKube, KubeError> {
-        let mut state = self.lock();
-        let known = state.trusted.get(kubeconfig.expose()).cloned();
-        let authority = match known {
-            Some(authority) => authority,
-            None => {
-                let authority = trusted(kubeconfig.expose()).map_err(KubeError::Kubeconfig)?;
-                state.trusted.insert(kubeconfig.expose().to_owned(), authority.clone());
-                authority
-            }
-        };
-        drop(state);
+        let authority = self.authority(kubeconfig.expose()).map_err(KubeError::Kubeconfig)?;
         Ok(SimKube::new(self.clone(), machine, authority, endpoint))
+    }
+
+    /// Reads the authority that a kubeconfig trusts; the same few are asked for all the time.
+    fn authority(&self, kubeconfig: &str) -> Result<String, String> {
+        let mut state = self.lock();
+        if let Some(authority) = state.trusted.get(kubeconfig) {
+            return Ok(authority.clone());
+        }
+        let authority = trusted(kubeconfig)?;
+        state.trusted.insert(kubeconfig.to_owned(), authority.clone());
+        Ok(authority)
     }
 
     /// Opens the etcd member of a machine.
