@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::apply::Command;
-use crate::model::{NodeId, Severity, State};
+use crate::model::{Name, NodeId, Severity, State};
 
 /// After this long without a report, operators are told.
 const SILENT: Duration = Duration::from_secs(180);
@@ -39,7 +39,8 @@ const HEARD_KIND: &str = "system.instance_recovered";
 /// Returns the commands that the leader should propose now.
 pub fn plan(state: &State, seen: &Liveness, now: Instant) -> Vec<Command> {
     let vips = state.vips.values().filter_map(|v| vip::plan_vip(state, v, seen, now));
-    let notes = state.nodes.keys().filter_map(|id| note_silence(state, *id, seen, now));
+    let told = told_silent(state);
+    let notes = state.nodes.keys().filter_map(|id| note_silence(state, *id, &told, seen, now));
     let timers = state.clusters.values().filter_map(|c| etcd::plan_timers(state, c, seen));
     vips.chain(notes).chain(timers).collect()
 }
@@ -50,14 +51,29 @@ pub fn lost(state: &State, seen: &Liveness, now: Instant) -> BTreeSet<NodeId> {
     state.nodes.keys().copied().filter(silent).collect()
 }
 
+/// Returns the nodes whose silence was the last that was told of them. Once for all: a state has many nodes and events.
+fn told_silent(state: &State) -> BTreeSet<&Name> {
+    let mut told = BTreeSet::new();
+    for event in state.events.after(0) {
+        match (event.kind.as_str(), &event.node) {
+            (SILENT_KIND, Some(node)) => told.insert(node),
+            (HEARD_KIND, Some(node)) => told.remove(node),
+            _ => continue,
+        };
+    }
+    told
+}
+
 /// Records that a node fell silent, or was heard again, once per change.
-fn note_silence(state: &State, id: NodeId, seen: &Liveness, now: Instant) -> Option<Command> {
+fn note_silence(
+    state: &State,
+    id: NodeId,
+    told: &BTreeSet<&Name>,
+    seen: &Liveness,
+    now: Instant,
+) -> Option<Command> {
     let name = &state.nodes.get(&id)?.name;
-    let last =
-        state.events.after(0).rev().find(|e| {
-            e.node.as_ref() == Some(name) && (e.kind == SILENT_KIND || e.kind == HEARD_KIND)
-        });
-    let told = last.is_some_and(|e| e.kind == SILENT_KIND);
+    let told = told.contains(name);
     let (kind, severity) = match seen.silent_for(id, now) {
         Some(age) if age >= SILENT && !told => (SILENT_KIND, Severity::High),
         Some(age) if age < WINDOW && told => (HEARD_KIND, Severity::Low),

@@ -354,6 +354,7 @@ impl<T: Transport> Store<T> {
         let receiver = self.raft().metrics();
         let m = receiver.borrow();
         let membership = m.membership_config.membership();
+        let configs = membership.get_joint_config();
         let acked = m.last_quorum_acked.as_ref();
         let matched = m.replication.iter().flatten();
         RaftStatus {
@@ -364,13 +365,15 @@ impl<T: Transport> Store<T> {
             applied: self.inner.published.borrow().index,
             snapshot: m.snapshot.as_ref().map_or(0, |id| id.index),
             purged: m.purged.as_ref().map_or(0, |id| id.index),
-            voters: membership.voter_ids().collect(),
+            voters: match configs.as_slice() {
+                [one] => one.clone(),
+                several => several.iter().flatten().copied().collect(),
+            },
             learners: membership.learner_ids().collect(),
             quorum_acked: acked.map(|at| at.elapsed()),
             matched: matched.filter_map(|(id, log)| Some((*id, log.as_ref()?.index))).collect(),
             changing: m.membership_config != m.committed_membership_config,
-            joint: (membership.get_joint_config().len() > 1)
-                .then(|| membership.get_joint_config().last().cloned().unwrap_or_default()),
+            joint: (configs.len() > 1).then(|| configs.last().cloned().unwrap_or_default()),
             stopped: m.running_state.as_ref().err().map(ToString::to_string),
         }
     }

@@ -21,6 +21,9 @@ use crate::tunnel::{Drops, Output, Path, Shard, Stray, Train, Tunnel};
 /// How often one side is read before the other one has its turn, which it also has as soon as the outbox is full: what waits
 /// there, such as an answer that a sender needs to go on, waits for some 256 KiB at most.
 const BATCH: usize = 64;
+/// What is no longer than this and comes first goes on at once, since nothing may come behind it for others to wait for: an echo, a
+/// query, an acknowledgement. In bytes; well below what fills a train.
+const SMALL: usize = 512;
 /// The thread looks up at least this often.
 const WAIT_MAX: Duration = Duration::from_millis(250);
 
@@ -115,8 +118,9 @@ impl Loop {
     }
 
     pub(super) fn run(mut self) {
+        let mut at = now();
         loop {
-            let (from_tun, from_udp, woken) = self.wait();
+            let (from_tun, from_udp, woken) = self.wait(at);
             if woken {
                 // Emptied before the mail is read, so that none is missed.
                 let _ = self.wake.read();
@@ -128,20 +132,21 @@ impl Loop {
             if from_udp {
                 self.read_udp();
                 // Room for the other direction, which would end its turn at once where the outbox is full.
-                self.flush();
+                self.flush(at);
             }
             if from_tun {
                 self.read_tun();
             }
-            self.tunnel.handle_timeout(now());
-            self.flush();
+            at = now();
+            self.tunnel.handle_timeout(at);
+            self.flush(at);
             self.hand_on();
             self.answer_pings();
         }
     }
 
-    fn wait(&self) -> (bool, bool, bool) {
-        let until = self.tunnel.poll_timeout().map(|at| at.saturating_duration_since(now()));
+    fn wait(&self, now: Instant) -> (bool, bool, bool) {
+        let until = self.tunnel.poll_timeout().map(|at| at.saturating_duration_since(now));
         let timeout = until.unwrap_or(WAIT_MAX).min(WAIT_MAX).max(Duration::from_millis(1));
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::from(50u16));
         let wanted = PollFlags::POLLIN;
@@ -238,13 +243,17 @@ impl Loop {
     }
 
     fn read_tun(&mut self) {
-        for _ in 0..BATCH {
+        for turn in 0..BATCH {
             match self.tun.receive(&mut self.buffer) {
                 Ok(Some(packet)) => {
                     if !self.taps.is_empty() {
                         self.taps.copy(packet.bytes);
                     }
-                    self.tunnel.handle_tun(packet, now());
+                    let (at, small) = (now(), packet.bytes.len() <= SMALL);
+                    self.tunnel.handle_tun(packet, at);
+                    if turn == 0 && small {
+                        self.flush(at);
+                    }
                 }
                 Ok(None) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
@@ -260,9 +269,15 @@ impl Loop {
     }
 
     fn read_udp(&mut self) {
-        for _ in 0..BATCH {
+        for turn in 0..BATCH {
             match self.udp.receive(&mut self.buffer) {
-                Ok(train) => self.tunnel.handle_udp(train, now()),
+                Ok(train) => {
+                    let (at, small) = (now(), train.bytes.len() <= SMALL);
+                    self.tunnel.handle_udp(train, at);
+                    if turn == 0 && small {
+                        self.flush(at);
+                    }
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,
                 // An ICMP answer to something that we sent: of no concern to others.
                 Err(_) => {}
@@ -273,9 +288,9 @@ impl Loop {
         }
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self, at: Instant) {
         let (tun, udp, taps) = (&mut self.tun, &mut self.udp, &mut self.taps);
-        let (mut gone, at) = (None, now());
+        let mut gone = None;
         self.tunnel.take_output(|output| {
             // A full queue drops packets, as any link does.
             let sent = match output {
