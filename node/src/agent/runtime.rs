@@ -42,8 +42,14 @@ struct Done {
 }
 
 impl Done {
-    fn covers(&self, a: Option<&Assignment>, c: Option<&Cluster>, spec: &k3s::Spec) -> bool {
-        self.assignment.as_ref() == a && self.cluster.as_ref() == c && self.spec == *spec
+    /// Whether there is nothing to do at `now` for these.
+    fn covers(
+        &self,
+        (a, c, spec): (Option<&Assignment>, Option<&Cluster>, &k3s::Spec),
+        now: Instant,
+    ) -> bool {
+        let same = self.assignment.as_ref() == a && self.cluster.as_ref() == c;
+        same && self.spec == *spec && now < self.wake
     }
 }
 
@@ -81,11 +87,12 @@ impl<E: Env> K3sAgent<E> {
         let node = state.nodes.get(&self.shared.me);
         let assignment = node.and_then(|n| n.assignment.as_ref());
         let cluster = self.shared.own_cluster(state);
-        let secrets = cluster.and_then(|c| self.secrets(c));
+        let secrets = self.secrets(cluster);
         let founding = match self.founding(state, cluster, assignment) {
             Ok(founding) => founding,
             Err(why) => {
                 self.shared.own.update(|own| own.k3s_waits = Some(why));
+                self.done = None;
                 return now + Duration::from_secs(2);
             }
         };
@@ -103,9 +110,8 @@ impl<E: Env> K3sAgent<E> {
             // Wiped when the machine gets another role; what an operator may want to save is kept until then.
             spec = k3s::Spec::Stopped;
         }
-        let covered =
-            self.done.as_ref().filter(|d| now < d.wake && d.covers(assignment, cluster, &spec));
-        if let Some(done) = covered {
+        let about = (assignment, cluster, &spec);
+        if let Some(done) = self.done.as_ref().filter(|done| done.covers(about, now)) {
             return done.wake;
         }
         let turn = self.driver.turn(&spec, now).await;
@@ -120,17 +126,19 @@ impl<E: Env> K3sAgent<E> {
         wake
     }
 
-    /// Opens the cluster's secrets, which seldom change.
-    fn secrets(&mut self, cluster: &Cluster) -> Option<Arc<ClusterSecrets>> {
-        let sealed = cluster.secrets.as_ref()?;
-        if let Some((of, opened)) = &self.opened
-            && of == sealed
-        {
-            return Some(opened.clone());
-        }
-        let opened = Arc::new(self.shared.secrets(cluster)?);
-        self.opened = Some((sealed.clone(), opened.clone()));
-        Some(opened)
+    /// Opens the cluster's secrets, which seldom change; they are forgotten once there is nothing to open.
+    fn secrets(&mut self, cluster: Option<&Cluster>) -> Option<Arc<ClusterSecrets>> {
+        let sealed = cluster.and_then(|c| c.secrets.as_ref());
+        let known = self.opened.take().filter(|(of, _)| Some(of) == sealed);
+        self.opened = match (known, cluster, sealed) {
+            (Some(known), _, _) => Some(known),
+            (None, Some(cluster), Some(sealed)) => {
+                let opened = self.shared.secrets(cluster);
+                opened.map(|opened| (sealed.clone(), Arc::new(opened)))
+            }
+            _ => None,
+        };
+        self.opened.as_ref().map(|(_, opened)| opened.clone())
     }
 
     /// Measures the disk under K3s once for each cluster that this server may found, before anything of K3s loads it.
@@ -282,4 +290,19 @@ fn next_phase(
         a.phase == Phase::Ready && matches!(phase, Phase::Installing | Phase::JoinRequested);
     let again = phase == Phase::Bootstrapped && !has_secrets;
     (!goes_back && (phase != a.phase || upgraded || again)).then_some(phase)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_due_when_it_is_about_something_else_or_its_time_has_come() {
+        let (now, spec) = (rt::now(), k3s::Spec::Stopped);
+        let wake = now + Duration::from_secs(1);
+        let done = Done { assignment: None, cluster: None, spec: spec.clone(), wake };
+        assert!(done.covers((None, None, &spec), now));
+        assert!(!done.covers((None, None, &k3s::Spec::Absent), now));
+        assert!(!done.covers((None, None, &spec), wake));
+    }
 }

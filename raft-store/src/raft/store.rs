@@ -365,10 +365,7 @@ impl<T: Transport> Store<T> {
             applied: self.inner.published.borrow().index,
             snapshot: m.snapshot.as_ref().map_or(0, |id| id.index),
             purged: m.purged.as_ref().map_or(0, |id| id.index),
-            voters: match configs.as_slice() {
-                [one] => one.clone(),
-                several => several.iter().flatten().copied().collect(),
-            },
+            voters: configs.iter().flatten().copied().collect(),
             learners: membership.learner_ids().collect(),
             quorum_acked: acked.map(|at| at.elapsed()),
             matched: matched.filter_map(|(id, log)| Some((*id, log.as_ref()?.index))).collect(),

@@ -44,7 +44,7 @@ enum Standing {
     Follows(Option<Duration>),
     /// It leads; so long ago, if ever, it was told to send heartbeats.
     Leads(Option<Duration>),
-    /// It stands for election, or is the only voter: its timers may be over at any time.
+    /// It stands for election, or is the only voter and does not lead yet: its timers may be over at any time.
     Acts,
 }
 
@@ -90,12 +90,16 @@ fn decide(standing: Standing, timers: Timers) -> Due {
     }
 }
 
-/// `heard` and `beaten` are how long ago the leader was heard, and heartbeats were asked for.
-fn standing(
-    raft: &RaftServerMetrics<TypeConfig>,
+/// How long ago it was, if ever.
+#[derive(Clone, Copy, Debug, Default)]
+struct Since {
+    /// That the leader was heard.
     heard: Option<Duration>,
+    /// That heartbeats were asked for.
     beaten: Option<Duration>,
-) -> Standing {
+}
+
+fn standing(raft: &RaftServerMetrics<TypeConfig>, since: Since) -> Standing {
     let effective = raft.membership_config.membership();
     let committed = raft.committed_membership_config.membership();
     let has = |m: &Membership<_, _>| m.voter_ids().any(|id| id == raft.id);
@@ -104,24 +108,20 @@ fn standing(
         true if effective.voter_ids().eq([raft.id]) => Vote::Only,
         true => Vote::OneOfSeveral,
     };
-    stands(raft.state, vote, (heard, beaten))
+    stands(raft.state, vote, since)
 }
 
-fn stands(
-    state: ServerState,
-    vote: Vote,
-    (heard, beaten): (Option<Duration>, Option<Duration>),
-) -> Standing {
+fn stands(state: ServerState, vote: Vote, since: Since) -> Standing {
     match (state, vote) {
         // Also one whose vote was given to another node.
-        (ServerState::Leader, _) => Standing::Leads(beaten),
+        (ServerState::Leader, _) => Standing::Leads(since.beaten),
         (ServerState::Candidate, _) | (_, Vote::Only) => Standing::Acts,
         (_, Vote::None) => Standing::Listens,
-        (_, Vote::OneOfSeveral) => Standing::Follows(heard),
+        (_, Vote::OneOfSeveral) => Standing::Follows(since.heard),
     }
 }
 
-/// Decides again whenever something changes, until Raft ends.
+/// Decides again whenever something changes, turns ticks on or off and asks for heartbeats, until Raft ends.
 pub(super) async fn keep<T: Transport>(store: Weak<Inner<T>>, timers: Timers) {
     let Some(mut seen) = store.upgrade().map(|s| s.raft.server_metrics()) else { return };
     let mut beaten: Option<Instant> = None;
@@ -129,7 +129,8 @@ pub(super) async fn keep<T: Transport>(store: Weak<Inner<T>>, timers: Timers) {
         let Some(inner) = store.upgrade() else { return };
         let at = now();
         let ago = beaten.map(|then| at.saturating_duration_since(then));
-        let standing = standing(&seen.borrow_and_update(), inner.heard.ago(at), ago);
+        let since = Since { heard: inner.heard.ago(at), beaten: ago };
+        let standing = standing(&seen.borrow_and_update(), since);
         if !matches!(standing, Standing::Leads(_)) {
             // Whoever leads again begins with a heartbeat.
             beaten = None;
@@ -138,8 +139,11 @@ pub(super) async fn keep<T: Transport>(store: Weak<Inner<T>>, timers: Timers) {
         inner.raft.runtime_config().tick(due.ticks);
         if due.heartbeat {
             beaten = Some(at);
-            // A core too busy to take it sends entries, which do as well; one that has ended is found below.
-            let _ = timeout(timers.heartbeat, inner.raft.trigger().heartbeat()).await;
+            // Only a full queue makes it wait; what is in the queue then are entries, which are heard as well.
+            let asked = timeout(timers.heartbeat, inner.raft.trigger().heartbeat()).await;
+            if asked.is_ok_and(|a| a.is_err()) {
+                return;
+            }
         }
         // Only while something is decided: who drops the last handle ends Raft.
         drop(inner);
@@ -182,8 +186,8 @@ mod tests {
     #[test]
     fn a_leader_beats_at_once_and_then_in_its_interval() {
         let beats = Due { heartbeat: true, again: Some(ms(50)), ..RESTS };
-        for due in [None, Some(ms(50)), Some(ms(4_000))] {
-            assert_eq!(decide(Standing::Leads(due), TIMERS), beats);
+        for ago in [None, Some(ms(50)), Some(ms(4_000))] {
+            assert_eq!(decide(Standing::Leads(ago), TIMERS), beats);
         }
         // Woken early by a change, it does not beat twice.
         let early = decide(Standing::Leads(Some(ms(20))), TIMERS);
@@ -192,9 +196,11 @@ mod tests {
 
     #[test]
     fn a_leader_beats_although_it_has_lost_its_vote() {
-        let (heard, never) = ((Some(ms(1)), None), (None, None));
+        let never = Since::default();
+        let heard = Since { heard: Some(ms(1)), ..never };
         for vote in [Vote::None, Vote::OneOfSeveral, Vote::Only] {
-            let leads = stands(ServerState::Leader, vote, (None, Some(ms(7))));
+            let beaten = Since { beaten: Some(ms(7)), ..never };
+            let leads = stands(ServerState::Leader, vote, beaten);
             assert_eq!(leads, Standing::Leads(Some(ms(7))));
             assert_eq!(stands(ServerState::Candidate, vote, never), Standing::Acts);
         }

@@ -21,8 +21,7 @@ use crate::tunnel::{Drops, Output, Path, Shard, Stray, Train, Tunnel};
 /// How often one side is read before the other one has its turn, which it also has as soon as the outbox is full: what waits
 /// there, such as an answer that a sender needs to go on, waits for some 256 KiB at most.
 const BATCH: usize = 64;
-/// What is no longer than this and comes first goes on at once, since nothing may come behind it for others to wait for: an echo, a
-/// query, an acknowledgement. In bytes; well below what fills a train.
+/// A first read of at most so many bytes is sent on before more is read, since nothing may follow it: an echo, a query.
 const SMALL: usize = 512;
 /// The thread looks up at least this often.
 const WAIT_MAX: Duration = Duration::from_millis(250);
@@ -145,8 +144,8 @@ impl Loop {
         }
     }
 
-    fn wait(&self, now: Instant) -> (bool, bool, bool) {
-        let until = self.tunnel.poll_timeout().map(|at| at.saturating_duration_since(now));
+    fn wait(&self, at: Instant) -> (bool, bool, bool) {
+        let until = self.tunnel.poll_timeout().map(|due| due.saturating_duration_since(at));
         let timeout = until.unwrap_or(WAIT_MAX).min(WAIT_MAX).max(Duration::from_millis(1));
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::from(50u16));
         let wanted = PollFlags::POLLIN;
@@ -288,6 +287,7 @@ impl Loop {
         }
     }
 
+    /// `at` may be a little old: only what was refused minutes ago is measured by it.
     fn flush(&mut self, at: Instant) {
         let (tun, udp, taps) = (&mut self.tun, &mut self.udp, &mut self.taps);
         let mut gone = None;
