@@ -123,7 +123,9 @@ fn choose(
         .filter_map(|id| state.nodes.get(id).map(|n| &**n))
         .filter(|n| ready(raft, seen, now, n.id, grown))
         .collect();
-    fresh.sort_by_key(|n| preference(n));
+    // Who is settled comes before who has just come, or a voter that is heard would yield to make room for both.
+    let settled = |n: &Node| ready(raft, seen, now, n.id, true);
+    fresh.sort_by_key(|n| (n.ticket_role != TicketRole::Voter, !settled(n), preference(n)));
     let mut kept_sorted: Vec<&Node> =
         kept.iter().filter_map(|id| state.nodes.get(id).map(|n| &**n)).collect();
     // Where the fleet shrinks, the leader stays, then those that are heard, then those that are preferred.
@@ -136,7 +138,7 @@ fn choose(
     if (seats.len() + lost.len()).is_multiple_of(2) && lost.pop().is_none() {
         seats.pop();
     }
-    prefer_asked(&mut seats, &fresh, raft.me, |n| ready(raft, seen, now, n.id, true));
+    prefer_asked(&mut seats, &fresh, raft.me, settled);
     seats.into_iter().map(|n| n.id).chain(lost).collect()
 }
 

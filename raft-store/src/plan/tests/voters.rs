@@ -275,6 +275,19 @@ fn a_newcomer_takes_a_free_seat_and_nobodys_before_it_is_settled() {
 }
 
 #[test]
+fn a_free_seat_is_first_for_who_is_settled() {
+    let mut l = fleet(5, 3);
+    asked_to_vote(&mut l, &["n4", "n5"]);
+    let m = raft(&l, &["n1", "n2", "n3"], &["n4", "n5"]);
+    pass(&mut l, 40, &["n4"]);
+    pass(&mut l, 22, &[]);
+    remove(&mut l, "n3");
+    // With n4 in the free seat, n5 would have taken that of n2, though n4 has just come.
+    let settled = ids(&l, &["n1", "n2", "n5"]);
+    assert_eq!(next(&l, &m), Some(MembershipChange::SetVoters(settled)));
+}
+
+#[test]
 fn a_leader_that_leaves_hands_over_before_seats_are_given_away() {
     let mut l = fleet(6, 3);
     asked_to_vote(&mut l, &["n4", "n5", "n6"]);
@@ -307,7 +320,7 @@ fn there(l: &Leader, of: &BTreeSet<NodeId>) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(128) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1024) })]
 
     /// Whatever is heard of whom, changes come to an end, and no step leaves an even number of voters.
     #[test]
