@@ -113,7 +113,7 @@ impl<E: Env> Backend<E> {
         let state = self.store.state();
         let names: Vec<String> = missing.iter().map(|id| state.name_of(NodeId(*id))).collect();
         let what = if reason == "no_leader" { "no leader" } else { "no quorum" };
-        let voters = self.store.status().voters.len();
+        let voters = self.store.voters().len();
         let why = format!("{what}: of {voters} voters, these do not answer: {}", names.join(", "));
         CallError::Unavailable { reason, write, why }
     }
@@ -189,7 +189,7 @@ impl<E: Env> Daemon for Backend<E> {
     }
 
     fn quorum_needs(&self, removed: Uuid) -> bool {
-        let voters = self.store.status().voters.iter().copied().map(NodeId).collect();
+        let voters = self.store.voters().into_iter().map(NodeId).collect();
         quorum_needs(&self.store.state(), &voters, removed)
     }
 

@@ -288,7 +288,7 @@ async fn open_key<W: crate::env::Wire>(
 /// Ends the daemon when Raft has stopped here, which it does when the disk fails.
 async fn watch_raft<E: Env>(shared: Shared<E>, fatal: mpsc::Sender<String>) {
     loop {
-        if let Some(why) = shared.store.status().stopped {
+        if let Some(why) = shared.store.stopped() {
             tracing::error!(%why, "raft has stopped: nothing is acknowledged any more");
             shared.own.update(|own| own.ending = Some(why.clone()));
             let me = (shared.me, shared.store.status().applied);

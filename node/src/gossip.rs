@@ -11,7 +11,6 @@ use raft_store::model::NodeId;
 use raft_store::plan::quorum_needs;
 use raft_store::raft::{Store, TransportError};
 use raft_store::rt::{self, sleep};
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::agent::Shared;
@@ -52,7 +51,7 @@ type Asked<'r> = (Result<(u32, Bytes), TransportError>, Place<'r>, Duration);
 /// books would differ for ever. A newcomer may be known before it is in the state that this node has.
 pub(crate) fn keeps<W: Wire>(store: &Store<NodeTransport<W>>) -> impl Fn(Uuid) -> bool {
     let state = store.state();
-    let voters = store.status().voters.iter().copied().map(NodeId).collect();
+    let voters = store.voters().into_iter().map(NodeId).collect();
     move |uuid| {
         let removed = state.fleet.is_some() && state.is_retired(uuid);
         !removed || quorum_needs(&state, &voters, uuid)
@@ -64,6 +63,25 @@ fn unknown(before: &[Record], records: &[Record]) -> Vec<Record> {
     let before: BTreeMap<Uuid, _> = before.iter().map(|r| (r.uuid, r.version())).collect();
     let known = |r: &&Record| before.get(&r.uuid) == Some(&r.version());
     records.iter().filter(|r| !known(r)).cloned().collect()
+}
+
+/// What the book said when it was told on last.
+#[derive(Default)]
+struct Told {
+    digests: Digests,
+    records: Vec<Record>,
+}
+
+impl Told {
+    /// Returns what a book says now, and what of it is new; nothing where it says the same, which is seldom otherwise and costs no copy.
+    fn news(&self, book: &Book) -> Option<(Self, Vec<Record>)> {
+        if self.digests == *book.digests() {
+            return None;
+        }
+        let now = Self { digests: book.digests().clone(), records: book.records() };
+        let fresh = unknown(&self.records, &now.records);
+        Some((now, fresh))
+    }
 }
 
 /// Writes down what is new, whoever told it; what comes too soon after that is written by a later turn of the gossiper.
@@ -121,17 +139,17 @@ impl<E: Env> Gossiper<E> {
     /// Runs until the daemon ends.
     pub async fn run(mut self) {
         let mut round = 0usize;
-        let mut told: Option<(Instant, Vec<Record>)> = None;
+        let (mut told, mut told_at) = (Told::default(), None);
         let mut quick = 0;
         loop {
             let mut news = self.look_at_self();
-            let records = self.book.lock().records();
+            let (now, fresh) = told.news(&self.book.lock()).unzip();
+            let fresh = fresh.unwrap_or_default();
             let fellows = undecided_fellows(&self.store.state(), NodeId(self.me.node));
-            let fresh = unknown(told.as_ref().map_or(&[], |(_, before)| before), &records);
             let restless = !fresh.is_empty() || self.store.leader().is_none() || fellows.is_some();
-            if restless || told.as_ref().is_none_or(|(at, _)| rt::elapsed(*at) >= QUIET) {
+            if restless || told_at.is_none_or(|at| rt::elapsed(at) >= QUIET) {
                 // What comes back with the answers differs from this, and is told on in the next round.
-                told = Some((rt::now(), records));
+                (told, told_at) = (now.unwrap_or(told), Some(rt::now()));
                 news |= self.exchange(round, fellows.as_ref(), fresh).await;
                 round = round.wrapping_add(1);
             }

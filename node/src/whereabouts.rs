@@ -41,6 +41,16 @@ impl Record {
         (self.incarnation, self.seq)
     }
 
+    fn hosts(&self) -> Vec<IpAddr> {
+        let mut hosts: Vec<IpAddr> = Vec::with_capacity(self.addresses.len());
+        for ip in self.addresses.iter().map(SocketAddr::ip) {
+            if !hosts.contains(&ip) {
+                hosts.push(ip);
+            }
+        }
+        hosts
+    }
+
     /// A number that two versions do not share, as good as certainly.
     fn fingerprint(&self) -> u64 {
         let mut hash = Sha256::new();
@@ -222,16 +232,9 @@ impl Book {
         self.records.get(&uuid).map(|r| r.addresses.clone()).unwrap_or_default()
     }
 
-    /// Returns the hosts at which a node is reached, without repetition.
-    pub fn hosts(&self, uuid: Uuid) -> Vec<IpAddr> {
-        let mut hosts: Vec<IpAddr> = Vec::new();
-        let record = self.records.get(&uuid);
-        for ip in record.iter().flat_map(|r| &r.addresses).map(SocketAddr::ip) {
-            if !hosts.contains(&ip) {
-                hosts.push(ip);
-            }
-        }
-        hosts
+    /// Returns the hosts at which each node is reached, without repetition.
+    pub fn hosts(&self) -> BTreeMap<Uuid, Vec<IpAddr>> {
+        self.records.iter().map(|(uuid, record)| (*uuid, record.hosts())).collect()
     }
 
     /// Forgets nodes that are no members any more.
@@ -264,7 +267,7 @@ mod tests {
         assert!(!book.merge([record(id, 1, 9, "10.0.0.1:1")]));
         assert!(!book.merge([record(id, 2, 1, "10.0.0.9:1")]));
         assert!(book.merge([record(id, 2, 2, "10.0.0.3:1")]));
-        assert_eq!(book.hosts(id), ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+        assert_eq!(book.hosts()[&id], ["10.0.0.3".parse::<IpAddr>().unwrap()]);
         let mine = |incarnation| record(id, incarnation, 0, "10.0.0.4:1");
         assert_eq!(book.newer_than(&mine(1)), Some(2), "peers remember a later life");
         assert_eq!(book.newer_than(&mine(3)), None);

@@ -90,8 +90,9 @@ pub struct MeshSpec {
     pub prefixes: Vec<IpNet>,
     /// VIPs that this host answers for: on the device, never chosen as a source.
     pub held: Vec<IpAddr>,
-    /// The other members; shared, since a spec is copied and compared far more often than they change.
-    pub peers: Arc<[PeerSpec]>,
+    /// The other members; shared, since a spec is copied and compared far more often than they change. In a `Vec`, since an
+    /// `Arc` of a slice compares all of it, even with itself.
+    pub peers: Arc<Vec<PeerSpec>>,
     /// Addresses that moved a moment ago, as planned: connections that were begun before stay with the former holder.
     pub handovers: Vec<Handover>,
 }

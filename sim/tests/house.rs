@@ -41,7 +41,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("k3s/src/unit.rs", &[]),
     ("node/src/frames.rs", &[]),
     ("node/src/metrics.rs", &[]),
-    ("node/src/project.rs", &[]),
+    ("node/src/project", &[]),
     ("node/src/trips.rs", &[]),
     ("raft-store/src/apply", &[]),
     ("raft-store/src/disk/record.rs", &[]),

@@ -11,6 +11,7 @@ use raft_store::rt::{self, sleep_until, timeout};
 use sdwan::{MeshSpec, MeshStatus};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::Shared;
 use crate::env::{Env, Mesh};
@@ -61,6 +62,8 @@ pub struct OverlayAgent<E: Env> {
     generations: BTreeMap<VipId, Generation>,
     former: BTreeMap<VipId, (NodeId, Instant)>,
     projected: Option<(Inputs, Vec<MeshSpec>)>,
+    /// Where all nodes are, by a book with these fingerprints.
+    hosts: (Digests, BTreeMap<Uuid, Vec<IpAddr>>),
     lost: BTreeSet<NodeId>,
     failure: Option<String>,
     failing_since: Option<Instant>,
@@ -84,6 +87,7 @@ impl<E: Env> OverlayAgent<E> {
             generations: BTreeMap::new(),
             former: BTreeMap::new(),
             projected: None,
+            hosts: Default::default(),
             lost: BTreeSet::new(),
             failure: None,
             failing_since: None,
@@ -177,14 +181,17 @@ impl<E: Env> OverlayAgent<E> {
         let former = self.former.iter().map(|(vip, (node, _))| (*vip, *node)).collect();
         let book = self.shared.book.lock();
         let inputs = Inputs { generation, book: book.digests().clone(), former };
-        match &self.projected {
+        let before = match &self.projected {
             Some((before, specs)) if *before == inputs => return specs.clone(),
-            _ => {}
+            before => before.as_ref().map_or(&[][..], |(_, specs)| specs),
+        };
+        if self.hosts.0 != inputs.book {
+            self.hosts = (inputs.book.clone(), book.hosts());
         }
-        let hosts = state.nodes.values().map(|n| (n.uuid, book.hosts(n.uuid))).collect();
         drop(book);
         let (me, wireguard, former) = (self.shared.me, &self.wireguard, &inputs.former);
-        let specs = meshes(state, generation, &Local { me, wireguard, hosts: &hosts, former });
+        let local = Local { me, wireguard, hosts: &self.hosts.1, former };
+        let specs = meshes(state, generation, &local, before);
         self.projected = Some((inputs, specs.clone()));
         specs
     }

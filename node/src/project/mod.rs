@@ -1,8 +1,9 @@
 //! Replicated state as specs for the data plane and for K3s: the only place that knows both sides. Pure.
 
+mod peers;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::IpAddr;
 
 use api::secrets::ClusterSecrets;
 use ipnet::{IpNet, Ipv4Net};
@@ -10,11 +11,10 @@ use raft_store::model::{
     Cluster, DrainStep, Generation, MoveReason, Network, Node, NodeId, Role, State, Vip, VipId,
     overlap4,
 };
-use sdwan::{MeshSpec, PeerSpec, PrivateKey, interface_name};
+use sdwan::{MeshSpec, PrivateKey, interface_name};
 use uuid::Uuid;
 
-/// Keeps mappings of routers between us open, in seconds.
-const KEEPALIVE_S: u16 = 25;
+use peers::peers;
 
 /// What the data plane's specs are made from, beside the state.
 pub struct Local<'a> {
@@ -28,11 +28,18 @@ pub struct Local<'a> {
     pub former: &'a BTreeMap<VipId, NodeId>,
 }
 
-/// Returns the overlays that this host should have.
-pub fn meshes(state: &State, generation: u64, local: &Local<'_>) -> Vec<MeshSpec> {
+/// Returns the overlays that this host should have; what is as it was in those of `before` is shared with them.
+pub fn meshes(
+    state: &State,
+    generation: u64,
+    local: &Local<'_>,
+    before: &[MeshSpec],
+) -> Vec<MeshSpec> {
     let Some(me) = state.nodes.get(&local.me) else {
         return Vec::new();
     };
+    let known =
+        |net: &Network| before.iter().find(|b| b.network == net.name.as_str()).map(|b| &b.peers);
     let networks = me.networks.iter();
     networks
         .filter_map(|(id, own)| Some((state.networks.get(id)?, own)))
@@ -46,7 +53,7 @@ pub fn meshes(state: &State, generation: u64, local: &Local<'_>) -> Vec<MeshSpec
             addresses: vec![own.v6.into(), own.v4.into()],
             prefixes: vec![IpNet::V6(net.v6), IpNet::V4(net.v4)],
             held: held(state, net, local.me),
-            peers: peers(state, net, local),
+            peers: peers(state, net, local, known(net)),
             handovers: handovers(state, net, local),
         })
         .collect()
@@ -68,42 +75,6 @@ fn handovers(state: &State, net: &Network, local: &Local<'_>) -> Vec<sdwan::Hand
         apart.then(|| vip.addresses().map(|address| sdwan::Handover { address, from }))
     });
     moved.flatten().collect()
-}
-
-fn peers(state: &State, net: &Network, local: &Local<'_>) -> Arc<[PeerSpec]> {
-    let nodes = state.nodes.values().filter(|n| n.id != local.me).filter_map(|n| {
-        let own = n.networks.get(&net.id)?;
-        let mut allowed = vec![single(own.v6.into()), single(own.v4.into())];
-        let vips = state.vips.values().filter(|v| v.network == net.id && v.holder == Some(n.id));
-        allowed.extend(vips.flat_map(Vip::addresses).map(single));
-        allowed.extend(pods(state, net, n));
-        let hosts = local.hosts.get(&n.uuid).into_iter().flatten();
-        Some(PeerSpec {
-            name: n.name.to_string(),
-            public_key: sdwan::PublicKey(n.wireguard.0),
-            endpoints: hosts.map(|ip| SocketAddr::new(*ip, net.port)).collect(),
-            allowed_ips: allowed,
-            keepalive: Some(KEEPALIVE_S),
-        })
-    });
-    let devices = net.devices.iter().map(|(name, d)| PeerSpec {
-        name: name.to_string(),
-        public_key: sdwan::PublicKey(d.key.0),
-        endpoints: Vec::new(),
-        allowed_ips: vec![single(d.address.v6.into()), single(d.address.v4.into())],
-        keepalive: None,
-    });
-    nodes.chain(devices).collect()
-}
-
-/// A node's pod ranges, if its cluster lives on this network.
-fn pods<'a>(state: &'a State, net: &Network, n: &'a Node) -> impl Iterator<Item = IpNet> + 'a {
-    let here = state.cluster_of(n).is_some_and(|c| c.network == net.id);
-    n.assignment.iter().filter(move |_| here).flat_map(|a| a.pods.cidrs.iter().copied())
-}
-
-fn single(ip: IpAddr) -> IpNet {
-    IpNet::from(ip)
 }
 
 /// Returns the overlay addresses of a node: where connections end when it is lost.
@@ -289,7 +260,7 @@ pub(crate) mod tests {
 
     /// Three servers and a worker, as a state that was once written.
     pub(crate) fn lab() -> State {
-        let text = include_str!("../../raft-store/tests/golden/v1/state-lab.json");
+        let text = include_str!("../../../raft-store/tests/golden/v1/state-lab.json");
         let envelope: serde_json::Value = serde_json::from_str(text).unwrap();
         serde_json::from_value(envelope["body"].clone()).unwrap()
     }

@@ -305,7 +305,7 @@ impl<T: Transport> Store<T> {
 
     /// Asks all voters for a sign of life.
     async fn call_roll(&self) -> Roll {
-        let voters: Vec<u64> = self.status().voters.into_iter().collect();
+        let voters: Vec<u64> = self.voters().into_iter().collect();
         let others = voters.iter().filter(|id| **id != self.id());
         let asked = others.map(async |id| {
             let ping = Frame { kind: kind::PING, body: Vec::new().into() };

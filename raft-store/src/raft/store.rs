@@ -349,6 +349,16 @@ impl<T: Transport> Store<T> {
         (m.current_leader == Some(self.inner.id)).then_some(m.current_term)
     }
 
+    /// Returns who votes, in any of the configurations that are in force.
+    pub fn voters(&self) -> BTreeSet<u64> {
+        self.raft().metrics().borrow().membership_config.membership().voter_ids().collect()
+    }
+
+    /// Returns why Raft has stopped on this node, if it has.
+    pub fn stopped(&self) -> Option<String> {
+        self.raft().metrics().borrow().running_state.as_ref().err().map(ToString::to_string)
+    }
+
     /// Returns how Raft stands on this node.
     pub fn status(&self) -> RaftStatus {
         let receiver = self.raft().metrics();
@@ -365,7 +375,7 @@ impl<T: Transport> Store<T> {
             applied: self.inner.published.borrow().index,
             snapshot: m.snapshot.as_ref().map_or(0, |id| id.index),
             purged: m.purged.as_ref().map_or(0, |id| id.index),
-            voters: configs.iter().flatten().copied().collect(),
+            voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             quorum_acked: acked.map(|at| at.elapsed()),
             matched: matched.filter_map(|(id, log)| Some((*id, log.as_ref()?.index))).collect(),

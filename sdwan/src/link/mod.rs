@@ -80,7 +80,7 @@ mod tests {
             prefixes: vec!["fd00::/64".parse().unwrap(), "10.90.0.0/20".parse().unwrap()],
             held: held.iter().map(|ip| ip.parse().unwrap()).collect(),
             handovers: Vec::new(),
-            peers: [].into(),
+            peers: Vec::new().into(),
         }
     }
 

@@ -157,6 +157,6 @@ fn spec(args: &OverlayArgs) -> Result<MeshSpec, String> {
         prefixes: args.prefix.clone(),
         held: Vec::new(),
         handovers: Vec::new(),
-        peers: others.chain(silent).collect(),
+        peers: Arc::new(others.chain(silent).collect()),
     })
 }
