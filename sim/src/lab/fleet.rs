@@ -122,7 +122,13 @@ pub(super) fn start_daemon(lab: &Lab, h: &HostRecord) -> Result<()> {
 }
 
 fn failed_start(lab: &Lab, h: &HostRecord) -> String {
-    format!("the daemon of {} to answer ({})", h.name, last_words(lab, h))
+    // Right after the start its log is empty.
+    let said = Some(last_words(lab, h)).filter(|log| !log.is_empty());
+    format!(
+        "the daemon of {} to answer{}",
+        h.name,
+        said.map_or(String::new(), |s| format!(" ({s})"))
+    )
 }
 
 fn last_words(lab: &Lab, h: &HostRecord) -> String {
