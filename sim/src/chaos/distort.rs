@@ -17,6 +17,14 @@ pub fn distort(flaw: Option<Flaw>, state: &Arc<State>) -> Arc<State> {
     }
 }
 
+/// Returns how far a node in its `life` would be that, started anew, replays nothing of its log.
+pub fn rewound(flaw: Option<Flaw>, life: u64, applied: (u64, Arc<State>)) -> (u64, Arc<State>) {
+    match flaw {
+        Some(Flaw::UnreplayedLog) if life > 1 => (0, applied.1),
+        _ => applied,
+    }
+}
+
 /// Gives the newest node of a network the address of the one before it.
 fn doubled(state: &State) -> State {
     let mut wrong = state.clone();

@@ -40,6 +40,10 @@ pub enum Flaw {
     SecondFounder,
     /// `apply` never notes that a ticket was used.
     EndlessTicket,
+    /// A ticket's withdrawal is acknowledged, and not carried out.
+    IdleRevocation,
+    /// A daemon that is started anew replays nothing of its log.
+    UnreplayedLog,
     /// A host's error repeats a secret.
     TalkativeHost,
     /// A daemon that stood still has a task that never waits from then on.
@@ -48,7 +52,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::LyingDrive,
         Self::ForgetfulVote,
         Self::AlteredEntry,
@@ -65,6 +69,8 @@ impl Flaw {
         Self::StuckGeneration,
         Self::SecondFounder,
         Self::EndlessTicket,
+        Self::IdleRevocation,
+        Self::UnreplayedLog,
         Self::TalkativeHost,
         Self::RestlessTask,
     ];
@@ -88,6 +94,8 @@ impl Flaw {
             Self::StuckGeneration => "a VIP moves without another generation",
             Self::SecondFounder => "a server that should join founds a cluster",
             Self::EndlessTicket => "apply never notes that a ticket was used",
+            Self::IdleRevocation => "a revocation is acknowledged and not carried out",
+            Self::UnreplayedLog => "a restarted node replays nothing of its log",
             Self::TalkativeHost => "an error message repeats a secret",
             Self::RestlessTask => "a task never waits once its daemon stood still",
         }
@@ -96,9 +104,15 @@ impl Flaw {
     /// The invariants of which one must find it.
     pub fn found_by(self) -> &'static [&'static str] {
         match self {
-            Self::LyingDrive => {
-                &["agreement", "acknowledged", "votes_grow", "one_holder", "heals", "no_panic"]
-            }
+            Self::LyingDrive => &[
+                "agreement",
+                "acknowledged",
+                "votes_grow",
+                "one_holder",
+                "no_step_back",
+                "heals",
+                "no_panic",
+            ],
             Self::ForgetfulVote => &["votes_grow"],
             Self::AlteredEntry => &["agreement"],
             Self::DoubledAddress => &["addresses"],
@@ -112,7 +126,8 @@ impl Flaw {
             Self::ForgottenRequest | Self::StaleRead => &["acknowledged"],
             Self::ReusedId => &["addresses", "votes_grow", "agreement", "heals", "no_panic"],
             Self::SecondFounder => &["one_founder"],
-            Self::EndlessTicket => &["tickets"],
+            Self::EndlessTicket | Self::IdleRevocation => &["tickets"],
+            Self::UnreplayedLog => &["no_step_back"],
             Self::TalkativeHost => &["no_secret"],
             Self::RestlessTask => &["goes_on"],
         }

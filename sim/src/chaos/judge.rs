@@ -7,8 +7,9 @@ use raft_store::model::State;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::distort::distort;
+use super::distort::{distort, rewound};
 use super::invariant::no_secret::NoSecret;
+use super::invariant::tickets::Tickets;
 use super::invariant::votes_grow::VotesGrow;
 use super::invariant::{Applied, Invariant, Moment, Standing, acknowledged, all, is_compared};
 use super::story::{Now, Reached, Story};
@@ -46,12 +47,15 @@ struct Docket {
     acknowledged: acknowledged::Acknowledged,
     no_secret: NoSecret,
     votes: VotesGrow,
+    tickets: Tickets,
     told: Option<String>,
     newest: Option<(u64, Arc<State>)>,
     violation: Option<Violation>,
     faults: usize,
     /// Those of the ways between daemons, and of drives.
     path_faults: usize,
+    /// Whether any machine's address has changed.
+    moved: bool,
     story: Story,
     /// When the fleet was looked at last, in milliseconds.
     looked_ms: u64,
@@ -64,11 +68,13 @@ impl Default for Judge {
             acknowledged: acknowledged::Acknowledged::default(),
             no_secret: NoSecret::default(),
             votes: VotesGrow::default(),
+            tickets: Tickets::default(),
             told: None,
             newest: None,
             violation: None,
             faults: 0,
             path_faults: 0,
+            moved: false,
             story: Story::default(),
             looked_ms: 0,
         };
@@ -97,7 +103,7 @@ impl Judge {
 
     fn applied(&self, world: &World, machine: usize, index: u64, state: &Arc<State>) {
         let mut docket = lock(&self.0.state);
-        let Docket { invariants, newest, acknowledged, no_secret, .. } = &mut *docket;
+        let Docket { invariants, newest, acknowledged, no_secret, tickets, .. } = &mut *docket;
         let before = newest.as_ref().filter(|(known, _)| *known < index).map(|(_, s)| s.clone());
         let is_newest = newest.as_ref().is_none_or(|(known, _)| *known < index);
         if !is_newest && !is_compared(index, state) {
@@ -106,7 +112,7 @@ impl Judge {
         let seen = Applied { index, before: before.as_deref(), state, machine };
         let checks = invariants.iter_mut().map(|i| &mut **i);
         let mut failed: Option<(&'static str, String)> = None;
-        for check in checks.chain([acknowledged as &mut dyn Invariant, no_secret]) {
+        for check in checks.chain([acknowledged as &mut dyn Invariant, no_secret, tickets]) {
             if let Err(why) = check.applied(&seen)
                 && failed.is_none()
             {
@@ -136,8 +142,9 @@ impl Judge {
             Some(Standing {
                 machine: number,
                 node: member.node.0,
+                life: life.number,
                 raft: served.raft(),
-                applied: served.applied(),
+                applied: rewound(world.flaw(), life.number, served.applied()),
                 meshes: machine.devices.specs(),
                 paused: machine.is_paused(),
                 api_ready: world.kubernetes().machine(number).is_ready(),
@@ -153,6 +160,7 @@ impl Judge {
             founders: &founders,
             settled: docket.faults == 0,
             net_settled: docket.path_faults == 0,
+            moved: docket.moved,
             newest: newest.as_ref(),
         };
         let (before_ms, at_ms) = (docket.looked_ms, moment.at_us / 1_000);
@@ -219,6 +227,11 @@ impl Judge {
         }
     }
 
+    /// Takes in that it was acknowledged that a ticket is withdrawn, which nobody had shown until then.
+    pub fn withdrawn(&self, ticket: u64) {
+        lock(&self.0.state).tickets.withdrawn(ticket);
+    }
+
     /// Learns a secret, which must not be told.
     pub fn learn(&self, secret: &str) {
         lock(&self.0.state).no_secret.learn(secret);
@@ -238,6 +251,11 @@ impl Judge {
         let mut docket = lock(&self.0.state);
         docket.faults += 1;
         docket.path_faults += usize::from(of_paths);
+    }
+
+    /// Notes that a machine's address changes.
+    pub fn moves(&self) {
+        lock(&self.0.state).moved = true;
     }
 
     /// Notes that a fault is over.

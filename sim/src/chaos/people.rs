@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::draw::Draw;
+use super::flaw::Flaw;
 use super::invariant::acknowledged::{Ask, Told};
 use super::judge::Judge;
 use super::register;
@@ -89,8 +90,13 @@ impl Person {
         uuid::Builder::from_random_bytes(std::array::from_fn(|i| bytes[i])).into_uuid()
     }
 
-    /// Makes a ticket, repeating the same request until it is answered.
+    /// Makes a ticket.
     pub async fn ticket(&self) -> Option<JoinTicket> {
+        Some(self.numbered_ticket().await?.1)
+    }
+
+    /// Makes a ticket, repeating the same request until it is answered; returns its number, too.
+    pub async fn numbered_ticket(&self) -> Option<(u64, JoinTicket)> {
         let id = self.request_id();
         self.judge.clients(|c| c.request(id.as_u128()));
         let request = CreateTicketRequest { request_id: id.to_string(), ..Default::default() };
@@ -101,7 +107,19 @@ impl Person {
         if let Err(why) = noted {
             self.judge.convict(&self.world, "acknowledged", why);
         }
-        answer.ticket.parse().ok()
+        Some((answer.id, answer.ticket.parse().ok()?))
+    }
+
+    /// Withdraws a ticket that nobody has shown; returns whether that was acknowledged.
+    pub async fn revoke(&self, id: u64) -> bool {
+        let request = proto::RevokeTicketRequest { id };
+        let call = || async { FleetClient::new(self.channel()).revoke_ticket(request).await };
+        let idle = self.world.flaw() == Some(Flaw::IdleRevocation);
+        let done = idle || self.tries(call).await.is_ok();
+        if done {
+            self.judge.withdrawn(id);
+        }
+        done
     }
 
     /// Makes a cluster.

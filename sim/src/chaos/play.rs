@@ -72,6 +72,7 @@ impl Stage {
             Act::Rejoin { machine, via } => self.join(*machine, *via, true).await,
             Act::ForgeTicket { machine, via } => self.forge(*machine, *via).await,
             Act::ShareTicket { machine, other, via } => self.share(*machine, *other, *via).await,
+            Act::RotateTicket { machine, via } => self.rotate(*machine, *via).await,
             Act::CreateCluster { name, servers, workers, via } => {
                 self.person(*via).create_cluster(name, servers, workers).await;
             }
@@ -129,7 +130,7 @@ impl Stage {
     /// Joins a machine, trying again for a while as a person would.
     pub async fn join(&self, machine: usize, via: usize, replaces: bool) {
         for _ in 0..5 {
-            if self.world.members().contains(&machine) {
+            if self.world.is_member(machine) {
                 return;
             }
             let Ok(name) = node_name(machine).parse::<Name>() else { return };
@@ -157,6 +158,22 @@ impl Stage {
             let Ok(name) = node_name(machine).parse() else { return };
             let ticket = Box::new(ticket.clone());
             self.world.start(machine, Start::Join { ticket, name, replaces: None });
+        }
+    }
+
+    /// Withdraws a ticket, makes another one, and shows one after the other from a machine.
+    async fn rotate(&self, machine: usize, via: usize) {
+        let person = self.person(via);
+        let Some((id, former)) = person.numbered_ticket().await else { return };
+        if !person.revoke(id).await {
+            return;
+        }
+        let Some(new) = person.ticket().await else { return };
+        for ticket in [former, new] {
+            let Ok(name) = node_name(machine).parse() else { return };
+            let ticket = Box::new(ticket);
+            self.world.start(machine, Start::Join { ticket, name, replaces: None });
+            sleep(Duration::from_secs(4)).await;
         }
     }
 
@@ -189,7 +206,10 @@ impl Stage {
             Act::PowerCut { machine, .. } => world.power_off(*machine),
             Act::Pause { machine, .. } => world.pause(*machine),
             Act::Wipe { machine } => self.wipe(*machine),
-            Act::Readdress { machine } => world.readdress(*machine),
+            Act::Readdress { machine } => {
+                self.judge.moves();
+                world.readdress(*machine);
+            }
             Act::Net { from, to, both, effect, for_ms } => {
                 let until_us = world.now_us() + for_ms * 1_000;
                 self.hurt(number, (from, to), *effect, until_us);

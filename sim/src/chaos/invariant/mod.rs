@@ -12,8 +12,9 @@
 //! | [`lets_go`] | who no longer holds a VIP takes its address off |
 //! | [`one_founder`] | one machine founds a cluster |
 //! | [`no_way_back`] | an active cluster is never founded again |
+//! | [`no_step_back`] | what a node has applied never goes back, and over a restart not for long |
 //! | [`addresses`] | overlay addresses and node ids belong to one node |
-//! | [`tickets`] | a ticket lets in as many machines as it was made for |
+//! | [`tickets`] | a ticket lets in as many machines as it was made for, and none once it was withdrawn |
 //! | [`no_secret`] | no secret in a line of the log or an event |
 
 pub mod acknowledged;
@@ -23,6 +24,7 @@ pub mod drained_holder;
 pub mod lets_go;
 pub mod lost_holder;
 pub mod no_secret;
+pub mod no_step_back;
 pub mod no_way_back;
 pub mod one_founder;
 pub mod one_holder;
@@ -66,6 +68,8 @@ pub struct Standing {
     pub machine: usize,
     /// Raft's id of the node.
     pub node: u64,
+    /// Which life of its daemon, counted on the machine.
+    pub life: u64,
     /// How Raft stands.
     pub raft: RaftStatus,
     /// What it has applied, and up to which index.
@@ -90,6 +94,8 @@ pub struct Moment<'a> {
     pub settled: bool,
     /// Whether the ways between daemons, and drives, are well, whatever daemons do.
     pub net_settled: bool,
+    /// Whether any machine's address has changed.
+    pub moved: bool,
     /// The newest state that any node has.
     pub newest: Option<&'a Arc<State>>,
 }
@@ -127,7 +133,7 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<lets_go::LetsGo>::default(),
         Box::<one_founder::OneFounder>::default(),
         Box::<no_way_back::NoWayBack>::default(),
+        Box::<no_step_back::NoStepBack>::default(),
         Box::<addresses::Addresses>::default(),
-        Box::<tickets::Tickets>::default(),
     ]
 }

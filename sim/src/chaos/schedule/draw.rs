@@ -52,6 +52,7 @@ pub(super) fn schedule(seed: u64, profile: Profile, sized: Option<usize>) -> Sch
     drawing.operators();
     drawing.clients();
     drawing.faults();
+    drawing.rotations();
     let mut events = drawing.events;
     events.sort_by_key(|e| e.at_ms);
     Schedule {
@@ -172,6 +173,15 @@ impl Drawing {
                     self.add(at, Act::ShareTicket { machine, other, via });
                 }
             }
+        }
+    }
+
+    /// Whose ticket is withdrawn before it is used; the last machine is the one that is a member last.
+    fn rotations(&mut self) {
+        if self.draw.chance(300) {
+            let (at, via) = (self.time(), self.founder());
+            let (at, machine) = (self.apart(at), self.machines - 1);
+            self.add(at, Act::RotateTicket { machine, via });
         }
     }
 
@@ -358,6 +368,7 @@ mod tests {
             "join",
             "readdress",
             "share-ticket",
+            "rotate-ticket",
             "rejoin",
             "drain",
             "undrain",

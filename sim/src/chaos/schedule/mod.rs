@@ -67,6 +67,8 @@ pub enum Act {
     ForgeTicket { machine: usize, via: usize },
     /// Two machines show the same ticket, which admits one.
     ShareTicket { machine: usize, other: usize, via: usize },
+    /// A ticket is withdrawn and another one made. A machine shows the former, and then the new one.
+    RotateTicket { machine: usize, via: usize },
     /// A cluster is made of these machines.
     CreateCluster { name: String, servers: Vec<usize>, workers: Vec<usize>, via: usize },
     /// A machine gets a role.
@@ -141,6 +143,7 @@ impl Act {
             Self::Rejoin { .. } => "rejoin",
             Self::ForgeTicket { .. } => "forge-ticket",
             Self::ShareTicket { .. } => "share-ticket",
+            Self::RotateTicket { .. } => "rotate-ticket",
             Self::CreateCluster { .. } => "create-cluster",
             Self::AssignRole { .. } => "assign-role",
             Self::UnassignRole { .. } => "unassign-role",

@@ -318,13 +318,17 @@ impl World {
         .collect()
     }
 
+    /// Tells whether a machine was ever a member.
+    pub fn is_member(&self, number: usize) -> bool {
+        let Some(machine) = self.machine(number) else { return false };
+        let identity = Identity::load(&*machine.files, Path::new(STATE_DIR));
+        identity.is_ok_and(|identity| identity.membership().is_ok())
+    }
+
     /// Returns machines that were ever members.
     pub fn members(&self) -> BTreeSet<usize> {
-        let dir = Path::new(STATE_DIR);
-        let member = |m: &&Arc<Machine>| {
-            Identity::load(&*m.files, dir).is_ok_and(|identity| identity.membership().is_ok())
-        };
-        self.machines().iter().filter(member).map(|m| m.number).collect()
+        let numbers = self.machines().iter().map(|m| m.number);
+        numbers.filter(|number| self.is_member(*number)).collect()
     }
 }
 
