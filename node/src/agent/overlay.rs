@@ -62,8 +62,8 @@ pub struct OverlayAgent<E: Env> {
     generations: BTreeMap<VipId, Generation>,
     former: BTreeMap<VipId, (NodeId, Instant)>,
     projected: Option<(Inputs, Vec<MeshSpec>)>,
-    /// Where all nodes are, by a book with these fingerprints.
-    hosts: (Digests, BTreeMap<Uuid, Vec<IpAddr>>),
+    /// Where all nodes are, by the book from which specs were projected last.
+    hosts: BTreeMap<Uuid, Vec<IpAddr>>,
     lost: BTreeSet<NodeId>,
     failure: Option<String>,
     failing_since: Option<Instant>,
@@ -87,7 +87,7 @@ impl<E: Env> OverlayAgent<E> {
             generations: BTreeMap::new(),
             former: BTreeMap::new(),
             projected: None,
-            hosts: Default::default(),
+            hosts: BTreeMap::new(),
             lost: BTreeSet::new(),
             failure: None,
             failing_since: None,
@@ -181,16 +181,17 @@ impl<E: Env> OverlayAgent<E> {
         let former = self.former.iter().map(|(vip, (node, _))| (*vip, *node)).collect();
         let book = self.shared.book.lock();
         let inputs = Inputs { generation, book: book.digests().clone(), former };
-        let before = match &self.projected {
-            Some((before, specs)) if *before == inputs => return specs.clone(),
-            before => before.as_ref().map_or(&[][..], |(_, specs)| specs),
-        };
-        if self.hosts.0 != inputs.book {
-            self.hosts = (inputs.book.clone(), book.hosts());
+        let before = self.projected.as_ref();
+        if let Some((_, specs)) = before.filter(|(before, _)| *before == inputs) {
+            return specs.clone();
+        }
+        if before.is_none_or(|(before, _)| before.book != inputs.book) {
+            self.hosts = book.hosts();
         }
         drop(book);
+        let before = before.map_or(&[][..], |(_, specs)| specs);
         let (me, wireguard, former) = (self.shared.me, &self.wireguard, &inputs.former);
-        let local = Local { me, wireguard, hosts: &self.hosts.1, former };
+        let local = Local { me, wireguard, hosts: &self.hosts, former };
         let specs = meshes(state, generation, &local, before);
         self.projected = Some((inputs, specs.clone()));
         specs

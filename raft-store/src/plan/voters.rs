@@ -125,7 +125,10 @@ fn choose(
         .collect();
     // Who is settled comes before who has just come, or a voter that is heard would yield to make room for both.
     let settled = |n: &Node| ready(raft, seen, now, n.id, true);
-    fresh.sort_by_key(|n| (n.ticket_role != TicketRole::Voter, !settled(n), preference(n)));
+    fresh.sort_by_cached_key(|n| {
+        let (did_not_ask, no_server, id) = preference(n);
+        (did_not_ask, !settled(n), no_server, id)
+    });
     let mut kept_sorted: Vec<&Node> =
         kept.iter().filter_map(|id| state.nodes.get(id).map(|n| &**n)).collect();
     // Where the fleet shrinks, the leader stays, then those that are heard, then those that are preferred.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::ticket::JoinTicket;
 use raft_store::model::{Name, State, Vip};
 use tokio::time::sleep;
 
@@ -155,10 +156,15 @@ impl Stage {
     async fn share(&self, machine: usize, other: usize, via: usize) {
         let Some(ticket) = self.person(via).ticket().await else { return };
         for machine in [machine, other] {
-            let Ok(name) = node_name(machine).parse() else { return };
-            let ticket = Box::new(ticket.clone());
-            self.world.start(machine, Start::Join { ticket, name, replaces: None });
+            self.show(machine, ticket.clone());
         }
+    }
+
+    /// Shows a ticket from a machine, as a newcomer.
+    fn show(&self, machine: usize, ticket: JoinTicket) {
+        let Ok(name) = node_name(machine).parse() else { return };
+        let ticket = Box::new(ticket);
+        self.world.start(machine, Start::Join { ticket, name, replaces: None });
     }
 
     /// Withdraws a ticket, makes another one, and shows one after the other from a machine.
@@ -170,9 +176,7 @@ impl Stage {
         }
         let Some(new) = person.ticket().await else { return };
         for ticket in [former, new] {
-            let Ok(name) = node_name(machine).parse() else { return };
-            let ticket = Box::new(ticket);
-            self.world.start(machine, Start::Join { ticket, name, replaces: None });
+            self.show(machine, ticket);
             sleep(Duration::from_secs(4)).await;
         }
     }

@@ -122,13 +122,12 @@ pub(super) fn start_daemon(lab: &Lab, h: &HostRecord) -> Result<()> {
 }
 
 fn failed_start(lab: &Lab, h: &HostRecord) -> String {
-    // Right after the start its log is empty.
-    let said = Some(last_words(lab, h)).filter(|log| !log.is_empty());
-    format!(
-        "the daemon of {} to answer{}",
-        h.name,
-        said.map_or(String::new(), |s| format!(" ({s})"))
-    )
+    let waits = format!("the daemon of {} to answer", h.name);
+    match last_words(lab, h).as_str() {
+        // Right after the start.
+        "" => waits,
+        log => format!("{waits} ({log})"),
+    }
 }
 
 fn last_words(lab: &Lab, h: &HostRecord) -> String {

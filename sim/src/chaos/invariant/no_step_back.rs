@@ -24,6 +24,8 @@ const QUORUM: Duration = Duration::from_secs(2);
 pub struct NoStepBack {
     /// By machine and node: one that joined anew is another node.
     known: BTreeMap<(usize, u64), Known>,
+    /// Since when, by machine and life, one has listened to a leader without being where it was.
+    behind: BTreeMap<(usize, u64), u64>,
 }
 
 /// How far a node ever was.
@@ -33,37 +35,22 @@ struct Known {
     generations: BTreeMap<VipId, Generation>,
     /// Its life, and how far that one is.
     life: (u64, u64),
-    /// Since when it has listened to a leader without being where it was.
-    behind_us: Option<u64>,
 }
 
 impl Known {
-    fn look(&mut self, at_us: u64, node: &Standing, listens: bool) -> Result<(), String> {
+    /// Returns whether the node is where it was.
+    fn look(&mut self, node: &Standing) -> Result<bool, String> {
         let (index, state) = &node.applied;
         let (life, before) = self.life;
         if life == node.life && *index < before {
             return Err(format!("had applied {before} entries, and {index} a moment later"));
         }
-        if life != node.life {
-            self.behind_us = None;
-        }
         self.life = (node.life, *index);
-        if *index >= self.index {
-            self.behind_us = None;
-            return self.goes_on(*index, state);
+        let whole = *index >= self.index;
+        if whole {
+            self.goes_on(*index, state)?;
         }
-        let since = *self.behind_us.get_or_insert(at_us);
-        if !listens {
-            self.behind_us = None;
-            return Ok(());
-        }
-        if at_us.saturating_sub(since) > BOUND_US {
-            let (ms, known) = ((at_us - since) / 1_000, self.index);
-            return Err(format!(
-                "had applied {known} entries before it was started anew, and only {index} after listening for {ms} ms"
-            ));
-        }
-        Ok(())
+        Ok(whole)
     }
 
     fn goes_on(&mut self, index: u64, state: &State) -> Result<(), String> {
@@ -103,16 +90,26 @@ impl Invariant for NoStepBack {
     }
 
     fn moment(&mut self, m: &Moment<'_>) -> Result<(), String> {
-        for (place, known) in &mut self.known {
-            if !m.nodes.iter().any(|n| (n.machine, n.node) == *place) {
-                known.behind_us = None;
-            }
-        }
+        let mut still = BTreeMap::new();
         for node in m.nodes {
-            let known = self.known.entry((node.machine, node.node)).or_default();
-            let looked = known.look(m.at_us, node, listens(m, node));
-            looked.map_err(|why| format!("machine {} {why}", node.machine))?;
+            let (machine, index) = (node.machine, node.applied.0);
+            let known = self.known.entry((machine, node.node)).or_default();
+            let whole = known.look(node).map_err(|why| format!("machine {machine} {why}"))?;
+            if whole || !listens(m, node) {
+                continue;
+            }
+            let key = (machine, node.life);
+            let since = *self.behind.get(&key).unwrap_or(&m.at_us);
+            let (lasts_us, known) = (m.at_us.saturating_sub(since), known.index);
+            if lasts_us > BOUND_US {
+                let ms = lasts_us / 1_000;
+                return Err(format!(
+                    "machine {machine} had applied {known} entries before it was started anew, and only {index} after listening for {ms} ms"
+                ));
+            }
+            still.insert(key, since);
         }
+        self.behind = still;
         Ok(())
     }
 }
